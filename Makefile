@@ -1,0 +1,56 @@
+# The CPU build of torch is taken from the package index of PyTorch where the plain index would bring CUDA:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# From this folder `compress/` would hide the installed package, which holds the compiled kernel and the commands.
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint bench install reinstall clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(BIN)/python
+	$(BIN)/pip install -q $(PIP_ARGS) "$(TORCH)" numpy setuptools cython
+	touch $@
+
+SOURCES := pyproject.toml setup.py $(wildcard kernels/*.pyx kernels/*.c kernels/*.h)
+LAYOUT := $(sort $(wildcard compress/*.py compress/*/*.py cli/*.py recipes/*.py recipes/*.yaml recipes/*/*.py))
+
+# An editable install links files one by one, so the list of files is part of what it depends on.
+$(VENV)/.layout: FORCE | $(BIN)/python
+	@echo "$(LAYOUT)" | cmp -s - $@ || echo "$(LAYOUT)" > $@
+FORCE:
+
+$(VENV)/.installed: $(VENV)/.torch $(VENV)/.layout $(SOURCES)
+	$(BIN)/pip install -q $(PIP_ARGS) --no-build-isolation --config-settings editable_mode=strict -e ".[test,lint,plot,vision]"
+	touch $@
+
+install: $(VENV)/.installed
+
+reinstall:
+	rm -f $(VENV)/.installed
+	$(MAKE) -s install
+
+demo: install
+	$(BIN)/python -m compress.recipes.embedded.demo
+
+test: install
+	COMPRESS_REQUIRE_KERNEL=1 $(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check compress cli recipes tests setup.py
+	$(BIN)/ruff format --check compress cli recipes tests setup.py
+	$(BIN)/mypy -p compress
+	$(BIN)/cython-lint kernels
+
+bench: install
+	$(BIN)/compress bench --hidden 768 --intermediate 3072
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo

@@ -1,0 +1,1 @@
+"""What LookupFFN is measured against at equal cost."""

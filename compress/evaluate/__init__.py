@@ -1,0 +1,1 @@
+"""Evaluation: a compressed model beside its dense one on identical inputs."""

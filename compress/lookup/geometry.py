@@ -1,0 +1,94 @@
+"""The geometry of one LookupFFN: every size and choice that fixes its tensors' shapes and its forward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from ..errors import CompressError
+
+Projection = Literal["lowrank", "dense", "bh4", "acdc"]
+Read = Literal["top1", "top2"]
+
+PROJECTIONS: tuple[Projection, ...] = ("lowrank", "dense", "bh4", "acdc")
+READS: tuple[Read, ...] = ("top1", "top2")
+ACDC_LAYERS = 4
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes and choices of one LookupFFN; `tables` tables of 2^`bits` rows, each row `d_out` wide.
+
+    Raises CompressError where sizes contradict each other.
+    """
+
+    d_in: int
+    d_out: int
+    tables: int
+    bits: int = 8
+    projection: Projection = "bh4"
+    block: int = 64  # BH4's block size b
+    rank: int = 0  # width r of the low-rank code h = A x; 0: no code, no linear path
+    neurons: int = 0  # how many dense neurons are kept beside the tables
+    gated: bool = False  # whether those neurons have a gate (SwiGLU and its kin)
+    activation: str = "gelu"
+    read: Read = "top1"
+
+    def __post_init__(self) -> None:
+        def refuse(key: str, value: object, remedy: str) -> None:
+            raise CompressError(f"{key} = {value!r} does not fit a LookupFFN", where=f"lookup.{key}", remedy=remedy)
+
+        if self.projection not in PROJECTIONS:
+            refuse("projection", self.projection, f"choose one of {', '.join(PROJECTIONS)}")
+        if self.read not in READS:
+            refuse("read", self.read, f"choose one of {', '.join(READS)}")
+        if not 1 <= self.bits <= 16:
+            refuse("bits", self.bits, "choose 1 to 16 bits a table")
+        for key in ("d_in", "d_out"):
+            if getattr(self, key) < 1:
+                refuse(key, getattr(self, key), "widths are at least 1")
+        for key in ("tables", "rank", "neurons"):
+            if getattr(self, key) < 0:
+                refuse(key, getattr(self, key), "sizes cannot be negative")
+        if self.tables + self.rank + self.neurons == 0:
+            refuse("tables", 0, "keep at least a table, a code or a neuron")
+        if self.tables and self.projection == "lowrank" and self.rank < 1:
+            refuse("rank", self.rank, "projection lowrank hashes the code: give it a rank of at least 1")
+        if self.projection == "bh4" and (self.block < 1 or self.padded % self.block):
+            refuse("block", self.block, f"choose a power of two that divides the padded width {self.padded}")
+
+    @property
+    def padded(self) -> int:
+        """D: the input width padded to a power of two."""
+        return 1 << max(0, math.ceil(math.log2(self.d_in)))
+
+    @property
+    def hash_bits(self) -> int:
+        """All H * t bits of the hash."""
+        return self.tables * self.bits
+
+    @property
+    def rows(self) -> int:
+        """Rows a table."""
+        return 1 << self.bits
+
+    @property
+    def repeats(self) -> int:
+        """R: how many BH4 (or ACDC) transforms of width D it takes to make H * t bits."""
+        return math.ceil(self.hash_bits / self.padded)
+
+    @property
+    def cells(self) -> int:
+        """Cells read a table."""
+        return 2 if self.read == "top2" else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `config.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Geometry:
+        """Read what `to_dict` wrote; keys of other parts are ignored."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
