@@ -1,0 +1,200 @@
+"""The Python face of the native kernel: table look-ups and their hashes, for training and for inference.
+
+Every function checks its tensors, runs natively where they are on the CPU and the extension is there, and in PyTorch
+(`torch_kernels`) otherwise, so that callers never branch. `COMPRESS_ISA` forces a lower instruction set;
+`COMPRESS_REQUIRE_KERNEL=1` makes a missing extension an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from types import ModuleType
+
+import torch  # before the extension, so that both share torch's libgomp and its threads
+from torch import Tensor
+
+from . import torch_kernels
+from .errors import KernelError
+
+MAX_BITS = 16
+
+
+@functools.cache
+def _extension() -> ModuleType | None:
+    try:
+        from . import _kernels  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    wanted = os.environ.get("COMPRESS_ISA")
+    if wanted:
+        _select(_kernels, wanted)
+    return _kernels
+
+
+def _select(extension: ModuleType, isa: str) -> None:
+    levels = extension.levels()
+    if isa not in levels:
+        raise KernelError(
+            f"instruction set {isa!r} is not to be had here", where="environment variable COMPRESS_ISA",
+            remedy=f"choose one of {', '.join(levels)}, or unset it for the best",
+        )  # fmt: skip
+    extension.select_level(levels.index(isa))
+
+
+@functools.cache
+def _extension_or_warning() -> ModuleType | None:
+    extension = _extension()
+    if extension is None:
+        remedy = "reinstall compress-lookup with a C compiler at hand (Debian: apt install gcc python3-dev)"
+        if os.environ.get("COMPRESS_REQUIRE_KERNEL") == "1":
+            raise KernelError(
+                "the native kernel is missing, and COMPRESS_REQUIRE_KERNEL=1 requires it",
+                where="compress._kernels", remedy=remedy,
+            )  # fmt: skip
+        warnings.warn(
+            f"the native kernel is missing: PyTorch does its work, slower; to mend it, {remedy}", stacklevel=3
+        )
+    return extension
+
+
+def available() -> bool:
+    """Whether the native extension is installed."""
+    return _extension() is not None
+
+
+def isa() -> str:
+    """Instruction set in use: "avx512", "avx2", "neon" or "scalar"; "torch" where the extension is missing.
+
+    Raises KernelError where COMPRESS_ISA names one that this processor lacks.
+    """
+    extension = _extension()
+    return extension.level_name() if extension else "torch"
+
+
+def _native(*tensors: Tensor) -> ModuleType | None:
+    """Find the extension, where it can run on these tensors."""
+    return _extension_or_warning() if all(tensor.device.type == "cpu" for tensor in tensors) else None
+
+
+def _refuse(name: str, problem: str, remedy: str) -> KernelError:
+    return KernelError(f"{name} {problem}", where="compress.kernels", remedy=remedy)
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+    """Raise KernelError unless the tensor is contiguous and as described; -1 in `shape` stands for any size."""
+    if tensor.dtype != dtype:
+        raise _refuse(name, f"has dtype {tensor.dtype}, not {dtype}", f"convert it: {name}.to({dtype})")
+    if tensor.dim() != len(shape) or any(
+        want not in (-1, have) for have, want in zip(tensor.shape, shape, strict=True)
+    ):
+        raise _refuse(
+            name, f"has shape {list(tensor.shape)}, not {list(shape)}", "make the shapes agree (-1: any size)"
+        )
+    if tensor.device != device:
+        raise _refuse(name, f"is on {tensor.device}, another tensor on {device}", "move them to one device")
+    if not tensor.is_contiguous():
+        raise _refuse(name, "is not contiguous", f"pass {name}.contiguous()")
+
+
+def _check_reads(tables: Tensor, codes: Tensor, weights: Tensor) -> None:
+    device = tables.device
+    _check("tables", tables, torch.float32, (-1, -1, -1), device)
+    _check("codes", codes, torch.int32, (-1, tables.shape[0], -1), device)
+    if codes.shape[2] not in (1, 2):
+        raise _refuse("codes", f"reads {codes.shape[2]} cells a table", "read 1 or 2")
+    _check("weights", weights, torch.float32, tuple(codes.shape), device)
+    if codes.shape[0] * codes.shape[2] >= 1 << 31:
+        raise _refuse("codes", f"has {codes.shape[0]} tokens, too many for one call", "split the batch")
+
+
+def _check_codes(extension: ModuleType, codes: Tensor, rows: int) -> None:
+    if not extension.codes_valid(codes.data_ptr(), codes.numel(), rows):
+        raise _refuse("codes", f"holds a code outside [0, {rows})", "pass codes of as many bits as the tables have")
+
+
+def gather(tables: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
+    """Read rows of tables: y[n] = sum_h sum_c weights[n, h, c] * tables[h, codes[n, h, c]].
+
+    tables [H, R, d] float32, codes [N, H, C] int32 with C 1 or 2, weights [N, H, C] float32 -> y [N, d] float32.
+    Sums run over h, then c, whatever the thread count. Raises KernelError on tensors or codes that do not fit.
+    """
+    _check_reads(tables, codes, weights)
+    extension = _native(tables)
+    if extension is None:
+        return torch_kernels.gather(tables, codes, weights)
+    (count, rows, width), (tokens, _, cells) = tables.shape, codes.shape
+    _check_codes(extension, codes, rows)
+    y = tables.new_empty(tokens, width)
+    extension.gather(
+        tables.data_ptr(), codes.data_ptr(), weights.data_ptr(), y.data_ptr(), tokens, count, rows, width, cells,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def gather_backward(grad_y: Tensor, tables: Tensor, codes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `gather` with respect to its tables and weights, given grad_y [N, d] float32.
+
+    Returns grad_tables [H, R, d] and grad_weights [N, H, C], float32; the same bits at any thread count.
+    Raises KernelError on tensors or codes that do not fit.
+    """
+    _check_reads(tables, codes, weights)
+    (count, rows, width), (tokens, _, cells) = tables.shape, codes.shape
+    _check("grad_y", grad_y, torch.float32, (tokens, width), tables.device)
+    extension = _native(tables)
+    if extension is None:
+        return torch_kernels.gather_backward(grad_y, tables, codes, weights)
+    _check_codes(extension, codes, rows)
+    grad_tables, grad_weights = torch.empty_like(tables), torch.empty_like(weights)
+    extension.gather_backward(
+        grad_y.data_ptr(), tables.data_ptr(), codes.data_ptr(), weights.data_ptr(), grad_tables.data_ptr(),
+        grad_weights.data_ptr(), tokens, count, rows, width, cells, torch.get_num_threads(),
+    )  # fmt: skip
+    return grad_tables, grad_weights
+
+
+def _check_hash(z: Tensor) -> None:
+    _check("z", z, torch.float32, (-1, -1, -1), z.device)
+    if not 1 <= z.shape[2] <= MAX_BITS:
+        raise _refuse("z", f"has {z.shape[2]} bits a table", f"use 1 to {MAX_BITS}")
+
+
+def margin_scores(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Hash: code_h = sum_j [z_hj > 0] 2^(t-1-j), score_h = sum_j |z_hj| / prod_j (1 + exp(-2 |z_hj|)).
+
+    z [N, H, t] float32 -> codes [N, H] int32, scores [N, H] float32 (LookupFFN, arXiv 2403.07221). z == 0 gives bit 0.
+    Raises KernelError on a tensor that does not fit.
+    """
+    _check_hash(z)
+    extension = _native(z)
+    if extension is None:
+        return torch_kernels.margin_scores(z)
+    tokens, tables, bits = z.shape
+    codes = torch.empty(tokens, tables, dtype=torch.int32)
+    scores = torch.empty(tokens, tables)
+    extension.margin_scores(
+        z.data_ptr(), bits, tokens * tables, codes.data_ptr(), scores.data_ptr(), torch.get_num_threads()
+    )
+    return codes, scores
+
+
+def margin_scores_backward(z: Tensor, scores: Tensor, grad_scores: Tensor) -> Tensor:
+    """Gradient with respect to z [N, H, t] of the `scores` [N, H] that `margin_scores` gave; |z| has slope 0 at 0.
+
+    Raises KernelError on tensors that do not fit.
+    """
+    _check_hash(z)
+    tokens, tables, bits = z.shape
+    _check("scores", scores, torch.float32, (tokens, tables), z.device)
+    _check("grad_scores", grad_scores, torch.float32, (tokens, tables), z.device)
+    extension = _native(z)
+    if extension is None:
+        return torch_kernels.margin_scores_backward(z, scores, grad_scores)
+    grad_z = torch.empty_like(z)
+    extension.margin_scores_backward(
+        z.data_ptr(), scores.data_ptr(), grad_scores.data_ptr(), bits, tokens * tables, grad_z.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return grad_z

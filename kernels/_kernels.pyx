@@ -1,0 +1,86 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Native kernels on raw addresses; compress/kernels.py checks every tensor before it calls in here."""
+
+from libc.stdint cimport int32_t, int64_t, uintptr_t
+
+
+cdef extern from "level.h":
+    cdef struct level:
+        const char *name
+    int levels_available() nogil
+    const level *level_at(int index) nogil
+    const level *level_current() nogil
+    void level_select(int index) nogil
+
+cdef extern from "training.h":
+    int c_codes_valid "codes_valid"(const int32_t *codes, int64_t count, int64_t rows) nogil
+    void c_gather "gather"(
+        const float *tables, const int32_t *codes, const float *weights, float *y, int64_t tokens,
+        int64_t tables_count, int64_t rows, int64_t width, int64_t cells, int threads) nogil
+    int c_gather_backward "gather_backward"(
+        const float *grad_y, const float *tables, const int32_t *codes, const float *weights, float *grad_tables,
+        float *grad_weights, int64_t tokens, int64_t tables_count, int64_t rows, int64_t width, int64_t cells,
+        int threads) nogil
+    void c_margin_scores "margin_scores"(
+        const float *z, int64_t bits, int64_t count, int32_t *codes, float *scores, int threads) nogil
+    void c_margin_scores_backward "margin_scores_backward"(
+        const float *z, const float *scores, const float *grad_scores, int64_t bits, int64_t count, float *grad_z,
+        int threads) nogil
+
+
+def levels():
+    """Names of the instruction sets this processor runs, best first."""
+    return [level_at(index).name.decode() for index in range(levels_available())]
+
+
+def level_name():
+    """Name of the instruction set in use."""
+    return level_current().name.decode()
+
+
+def select_level(int index):
+    """Use the level at `index` of `levels()`."""
+    level_select(index)
+
+
+def codes_valid(uintptr_t codes, int64_t count, int64_t rows):
+    """Whether every int32 code lies in [0, rows)."""
+    cdef bint valid
+    with nogil:
+        valid = c_codes_valid(<const int32_t *>codes, count, rows)
+    return valid
+
+
+def gather(uintptr_t tables, uintptr_t codes, uintptr_t weights, uintptr_t y, int64_t tokens, int64_t tables_count,
+           int64_t rows, int64_t width, int64_t cells, int threads):
+    """Write y [tokens, width]."""
+    with nogil:
+        c_gather(<const float *>tables, <const int32_t *>codes, <const float *>weights, <float *>y, tokens,
+                 tables_count, rows, width, cells, threads)
+
+
+def gather_backward(uintptr_t grad_y, uintptr_t tables, uintptr_t codes, uintptr_t weights, uintptr_t grad_tables,
+                    uintptr_t grad_weights, int64_t tokens, int64_t tables_count, int64_t rows, int64_t width,
+                    int64_t cells, int threads):
+    """Write grad_tables [tables, rows, width] and grad_weights [tokens, tables, cells]."""
+    cdef int status
+    with nogil:
+        status = c_gather_backward(
+            <const float *>grad_y, <const float *>tables, <const int32_t *>codes, <const float *>weights,
+            <float *>grad_tables, <float *>grad_weights, tokens, tables_count, rows, width, cells, threads)
+    if status:
+        raise MemoryError("no memory to sort the reads of the tables")
+
+
+def margin_scores(uintptr_t z, int64_t bits, int64_t count, uintptr_t codes, uintptr_t scores, int threads):
+    """Write codes and scores [count] of z [count, bits]."""
+    with nogil:
+        c_margin_scores(<const float *>z, bits, count, <int32_t *>codes, <float *>scores, threads)
+
+
+def margin_scores_backward(uintptr_t z, uintptr_t scores, uintptr_t grad_scores, int64_t bits, int64_t count,
+                           uintptr_t grad_z, int threads):
+    """Write grad_z [count, bits]."""
+    with nogil:
+        c_margin_scores_backward(<const float *>z, <const float *>scores, <const float *>grad_scores, bits, count,
+                                 <float *>grad_z, threads)

@@ -1,0 +1,12 @@
+/* Everything a level compiles, and its table of functions. Included once by scalar.c, avx2.c, avx512.c and neon.c. */
+#include "gather.h"
+#include "margin.h"
+
+const struct level LEVEL(level) = {
+    .name = LEVEL_NAME,
+    .gather_columns = GATHER_VECTORS * LANES,
+    .gather = LEVEL(gather),
+    .gather_backward = LEVEL(gather_backward),
+    .margin = LEVEL(margin),
+    .margin_backward = LEVEL(margin_backward),
+};
