@@ -148,6 +148,7 @@ def gather_backward(grad_y: Tensor, tables: Tensor, codes: Tensor, weights: Tens
         return torch_kernels.gather_backward(grad_y, tables, codes, weights)
     _check_codes(extension, codes, rows)
     grad_tables, grad_weights = torch.empty_like(tables), torch.empty_like(weights)
+    extension.advise_huge(grad_tables.data_ptr(), grad_tables.nbytes)  # fresh memory: fewer page faults
     extension.gather_backward(
         grad_y.data_ptr(), tables.data_ptr(), codes.data_ptr(), weights.data_ptr(), grad_tables.data_ptr(),
         grad_weights.data_ptr(), tokens, count, rows, width, cells, torch.get_num_threads(),

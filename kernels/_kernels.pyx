@@ -12,6 +12,9 @@ cdef extern from "level.h":
     const level *level_current() nogil
     void level_select(int index) nogil
 
+cdef extern from "memory.h":
+    void c_advise_huge "advise_huge"(void *address, size_t bytes) nogil
+
 cdef extern from "training.h":
     int c_codes_valid "codes_valid"(const int32_t *codes, int64_t count, int64_t rows) nogil
     void c_gather "gather"(
@@ -41,6 +44,11 @@ def level_name():
 def select_level(int index):
     """Use the level at `index` of `levels()`."""
     level_select(index)
+
+
+def advise_huge(uintptr_t address, size_t size):
+    """Ask for huge pages in the memory at `address`."""
+    c_advise_huge(<void *>address, size)
 
 
 def codes_valid(uintptr_t codes, int64_t count, int64_t rows):

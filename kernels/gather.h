@@ -61,7 +61,8 @@ static void LEVEL(gather)(const struct gather_args *a, int64_t token, int64_t to
 }
 
 /* One row at a time: the row and its gradient stay in registers while the tokens that read it stream past. */
-INLINE void backward_block(const struct gather_backward_args *a, int64_t column, const int full, int64_t part) {
+INLINE void backward_block(const struct gather_backward_args *a, int64_t first, int64_t column, const int full,
+                           int64_t part) {
     for (int64_t r = 0; r < a->rows; r++) {
         const float *row = a->table + r * a->width + column;
         vf cell[GATHER_VECTORS], grad[GATHER_VECTORS], cell_tail = {0}, grad_tail = {0};
@@ -73,7 +74,7 @@ INLINE void backward_block(const struct gather_backward_args *a, int64_t column,
             cell_tail = v_load_part(row + full * LANES, part);
         for (int64_t i = a->starts[r]; i < a->starts[r + 1]; i++) {
             int64_t read = a->order[i], token = a->cells == 1 ? read : read / a->cells;
-            const float *g = a->grad_y + token * a->width + column;
+            const float *g = a->grad_y + token * a->columns + (column - first);
             vf weight = v_set(a->weights[i]), even = {0}, odd = {0};
             for (int v = 0; v < full; v++) {
                 vf value = v_load(g + v * LANES);
@@ -100,19 +101,20 @@ INLINE void backward_block(const struct gather_backward_args *a, int64_t column,
 }
 
 static void LEVEL(gather_backward)(const struct gather_backward_args *a, int64_t column, int64_t column_end) {
+    const int64_t first = column;
     int64_t left;
     while ((left = column_end - column) > 0) {
         int64_t step = left;
         if (left >= 8 * LANES)
-            backward_block(a, column, 8, 0), step = 8 * LANES;
+            backward_block(a, first, column, 8, 0), step = 8 * LANES;
         else if (left >= 4 * LANES)
-            backward_block(a, column, 4, 0), step = 4 * LANES;
+            backward_block(a, first, column, 4, 0), step = 4 * LANES;
         else if (left >= 2 * LANES)
-            backward_block(a, column, 2, 0), step = 2 * LANES;
+            backward_block(a, first, column, 2, 0), step = 2 * LANES;
         else if (left >= LANES)
-            backward_block(a, column, 1, left - LANES);
+            backward_block(a, first, column, 1, left - LANES);
         else
-            backward_block(a, column, 0, left);
+            backward_block(a, first, column, 0, left);
         column += step;
     }
 }

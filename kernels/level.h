@@ -17,14 +17,14 @@ struct gather_args {
 
 /* The gradient of one table over one block of columns, its reads sorted by row. */
 struct gather_backward_args {
-    const float *grad_y;       /* [tokens, width] */
+    const float *grad_y;       /* [tokens, columns]: the block alone, in one piece */
     const float *table;        /* [rows, width] */
     float *grad_table;         /* [rows, width] */
     const int32_t *starts;     /* [rows + 1]: where each row's reads begin in `order` */
     const int32_t *order;      /* [reads]: indices of reads (token * cells + cell), by row, then ascending */
     const float *weights;      /* [reads], in `order`'s order */
     float *dots;               /* [reads], by read: <grad_y[token], table row> over the columns done so far */
-    int64_t rows, width, cells;
+    int64_t rows, width, cells, columns;
 };
 
 struct level {

@@ -1,10 +1,12 @@
 /* Training ops: how the work is divided among threads. Each output element is computed by one thread in one order. */
 #include "training.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "level.h"
+#include "memory.h"
+
+enum { GRADIENT_CACHE = 1 << 20 }; /* bytes of grad_y that stay cached */
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -59,46 +61,68 @@ static void sort_reads(const int32_t *codes, const float *weights, int64_t token
     starts[0] = 0;
 }
 
+/* Where a table's sorted reads lie in the workspace. */
+struct reads {
+    int32_t *starts, *order;
+    float *weights, *dots;
+};
+
+static struct reads reads_at(int32_t *workspace, int64_t rows, int64_t count, int64_t table) {
+    int32_t *starts = workspace + table * (rows + 1 + 3 * count);
+    int32_t *order = starts + rows + 1;
+    return (struct reads){starts, order, (float *)(order + count), (float *)(order + 2 * count)};
+}
+
 int gather_backward(const float *grad_y, const float *tables, const int32_t *codes, const float *weights,
                     float *grad_tables, float *grad_weights, int64_t tokens, int64_t tables_count, int64_t rows,
                     int64_t width, int64_t cells, int threads) {
     const struct level *level = level_current();
-    const int64_t reads = tokens * cells, stride = tables_count * cells;
-    size_t per_table = (size_t)(rows + 1 + 3 * reads) * 4;
-    char *workspace = malloc(per_table * (size_t)tables_count + 1);
-    if (!workspace)
+    const int64_t count = tokens * cells, stride = tables_count * cells;
+    /* a block of grad_y, [tokens, columns] in one piece, stays in the second-level cache while a thread's tables go by */
+    int64_t columns = level->gather_columns;
+    while (columns > 32 && tokens * columns * 4 > GRADIENT_CACHE)
+        columns /= 2;
+    const int64_t blocks = (width + columns - 1) / columns;
+    const int64_t packed_size = blocks * tokens * columns;
+    float *packed = scratch((size_t)(packed_size + tables_count * (rows + 1 + 3 * count)) * 4);
+    if (!packed)
         return -1;
+    int32_t *workspace = (int32_t *)packed + packed_size;
     int parallel = tokens * tables_count * width > 1 << 16;
 #pragma omp parallel num_threads(threads) if (parallel)
     {
+#pragma omp for schedule(static) nowait
+        for (int64_t n = 0; n < tokens; n++)
+            for (int64_t block = 0; block < blocks; block++) {
+                int64_t column = block * columns;
+                memcpy(packed + (block * tokens + n) * columns, grad_y + n * width + column,
+                       (size_t)smaller(columns, width - column) * 4);
+            }
 #pragma omp for schedule(static)
         for (int64_t h = 0; h < tables_count; h++) {
-            int32_t *starts = (int32_t *)(workspace + per_table * (size_t)h), *order = starts + rows + 1;
-            float *sorted = (float *)(order + reads);
-            sort_reads(codes + h * cells, weights + h * cells, tokens, stride, cells, rows, starts, order, sorted);
+            struct reads r = reads_at(workspace, rows, count, h);
+            sort_reads(codes + h * cells, weights + h * cells, tokens, stride, cells, rows, r.starts, r.order, r.weights);
         }
-        /* columns outer: a thread's block of grad_y stays cached while its tables go by */
-        for (int64_t column = 0; column < width; column += level->gather_columns) {
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t column = block * columns;
 #pragma omp for schedule(static) nowait
             for (int64_t h = 0; h < tables_count; h++) {
-                int32_t *starts = (int32_t *)(workspace + per_table * (size_t)h), *order = starts + rows + 1;
-                float *sorted = (float *)(order + reads);
+                struct reads r = reads_at(workspace, rows, count, h);
                 struct gather_backward_args args = {
-                    grad_y, tables + h * rows * width, grad_tables + h * rows * width, starts, order, sorted,
-                    sorted + reads, rows, width, cells};
-                level->gather_backward(&args, column, smaller(width, column + level->gather_columns));
+                    packed + block * tokens * columns, tables + h * rows * width, grad_tables + h * rows * width,
+                    r.starts, r.order, r.weights, r.dots, rows, width, cells, columns};
+                level->gather_backward(&args, column, smaller(width, column + columns));
             }
         }
 #pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < tokens; n++)
             for (int64_t h = 0; h < tables_count; h++) {
-                const float *dots = (const float *)(workspace + per_table * (size_t)h) + rows + 1 + 2 * reads;
+                const float *dots = reads_at(workspace, rows, count, h).dots;
                 for (int64_t c = 0; c < cells; c++)
                     grad_weights[n * stride + h * cells + c] = dots[n * cells + c];
             }
     }
-    free(workspace);
     return 0;
 }
 
