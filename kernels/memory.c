@@ -43,9 +43,9 @@ void *scratch(size_t bytes) {
             return NULL;
         }
     }
-    if (block->bytes < bytes) {
+    if (!block->start || block->bytes < bytes) {
         size_t unit = bytes < HUGE_PAGE ? CACHE_LINE : HUGE_PAGE;
-        size_t rounded = (bytes + unit - 1) / unit * unit;
+        size_t rounded = (bytes + unit) / unit * unit; /* never 0 */
         free(block->start);
         block->start = aligned_alloc(unit, rounded);
         block->bytes = block->start ? rounded : 0;
