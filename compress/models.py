@@ -1,0 +1,200 @@
+"""Pretrained models: loaded with their own processor, under the head that their config names."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from .errors import ModelError
+from .hub import local_folder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Task = Literal["causal", "masked", "embedding", "text-classification", "image-classification"]
+
+_HEADS: dict[str, Task] = {  # ending of the architecture's name -> task; the first that fits
+    "ForCausalLM": "causal",
+    "LMHeadModel": "causal",
+    "ForMaskedLM": "masked",
+    "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+    "ForImageClassificationWithTeacher": "image-classification",
+    "Model": "embedding",
+}
+_AUTO_CLASSES: dict[Task, str] = {
+    "causal": "AutoModelForCausalLM",
+    "masked": "AutoModelForMaskedLM",
+    "embedding": "AutoModel",
+    "text-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
+}
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model"),
+)
+_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Pretrained:
+    """A model ready to be converted or measured."""
+
+    model: PreTrainedModel  # eval mode
+    processor: Any  # tokenizer or image processor; None where the folder has none
+    task: Task
+    source: str  # as it was asked for
+    revision: str | None  # the hub's commit; None for a folder
+    folder: Path  # local snapshot: config, weights and side files
+
+
+def task_of(config: PretrainedConfig) -> Task:
+    """Tell what a model is for by the architecture in its config; without one it is a base model, which embeds.
+
+    Raises ModelError for a head that is none of the tasks, since converting the base model alone would lose it.
+    """
+    architecture = _architecture(config)
+    if architecture is None:
+        return "embedding"
+    for ending, task in _HEADS.items():
+        if architecture.endswith(ending):
+            return task
+    raise ModelError(
+        f"the head of {architecture} is not supported: a model may end in {', '.join(_HEADS)}",
+        where="config.json: architectures",
+        remedy="to convert its base model alone, save that: AutoModel.from_pretrained(MODEL).save_pretrained(FOLDER)",
+    )
+
+
+def load_pretrained(
+    source: str, *, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Pretrained:
+    """Load a model and its processor from a folder or from the hub (`owner/name@revision`).
+
+    A compressed folder loads too. Raises ModelError where the model cannot be found, is of an unknown architecture,
+    needs code that is not trusted, or lacks weights.
+    """
+    folder, revision = local_folder(source)
+    with _quiet():
+        config = _config(folder, source, trust_remote_code)
+        task = task_of(config)
+        model = _model(folder, source, config, task, trust_remote_code, dtype)
+        processor = _processor(folder, source, model, trust_remote_code)
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    return Pretrained(model.eval(), processor, task, source, revision, folder)
+
+
+def _architecture(config: PretrainedConfig) -> str | None:
+    architectures = getattr(config, "architectures", None)
+    return architectures[0] if architectures else None
+
+
+def _config(folder: Path, source: str, trust_remote_code: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(
+            f"config.json of {source} is not valid JSON: {error}",
+            where=str(folder / "config.json"),
+            remedy="fetch the model again",
+        ) from error
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        kind = settings.get("model_type")
+        if "auto_map" in settings and not trust_remote_code:
+            what = f"{source} brings code of its own, which runs on your machine"
+            remedy = "read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True)"
+        elif kind is None:
+            what = f"config.json of {source} names no model_type"
+            remedy = "give the folder of a transformers model"
+        else:
+            what = f"the installed transformers cannot read the model type {kind!r} of {source}: {_first_line(error)}"
+            remedy = "upgrade transformers (pip install -U transformers), or choose another model"
+        raise ModelError(what, where=str(folder / "config.json"), remedy=remedy) from error
+
+
+def _model(
+    folder: Path, source: str, config: PretrainedConfig, task: Task, trust_remote_code: bool, dtype: torch.dtype
+) -> PreTrainedModel:
+    import transformers
+    from safetensors import SafetensorError
+
+    # The named class itself, as Auto classes map a config to one head of several; remote code is only known to them.
+    named = getattr(transformers, _architecture(config) or "", None)
+    kind = named or getattr(transformers, _AUTO_CLASSES[task])
+    options = {} if named else {"trust_remote_code": trust_remote_code}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # should a pooler lack weights, it is the same one each time
+        try:
+            model, found = kind.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **options)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            raise ModelError(
+                f"the weights of {source} cannot be loaded: {_first_line(error)}",
+                where=str(folder),
+                remedy="check that the folder holds the complete weights (*.safetensors) of the model in config.json",
+            ) from error
+    missing = sorted(found["missing_keys"])
+    if task == "embedding" and missing and all("pooler" in name.split(".") for name in missing):
+        logger.warning("%s has no weights for its pooler, which stays random; token embeddings do not use it", source)
+    elif missing:
+        raise ModelError(
+            f"{source} has no weights for {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
+            where=str(folder),
+            remedy="a head without weights would be random: use a model trained for the task its config names",
+        )
+    return model
+
+
+def _processor(folder: Path, source: str, model: PreTrainedModel, trust_remote_code: bool) -> Any:
+    import transformers
+
+    images = model.main_input_name == "pixel_values"
+    files = _IMAGE_FILES if images else _TOKENIZER_FILES if model.main_input_name == "input_ids" else ()
+    if not any((folder / name).is_file() for name in files):
+        return None
+    try:
+        if images:  # pillow alone, so that results do not depend on whether torchvision is installed
+            return transformers.AutoImageProcessor.from_pretrained(
+                folder, backend="pil", trust_remote_code=trust_remote_code
+            )
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        kind, extra = ("image processor", "pillow") if images else ("tokenizer", "sentencepiece or tiktoken")
+        raise ModelError(
+            f"the {kind} of {source} cannot be loaded: {_first_line(error)}",
+            where=str(folder),
+            remedy=f"check its files; it may need {extra} to be installed",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers while it loads: what a user must know is raised as an error."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,25 @@
+"""Sites: the dense feed-forward networks inside a transformer, found by structure, and put back as students."""
+
+from .discovery import find_sites
+from .examples import example_inputs
+from .norms import find_norms
+from .site import Site, base_model, base_model_path, dense_parameter_name, from_base, to_base
+from .swapping import StandIn, Swap, place, swap
+from .weights import site_weights
+
+__all__ = [
+    "Site",
+    "StandIn",
+    "Swap",
+    "base_model",
+    "base_model_path",
+    "dense_parameter_name",
+    "example_inputs",
+    "find_norms",
+    "find_sites",
+    "from_base",
+    "place",
+    "site_weights",
+    "swap",
+    "to_base",
+]

@@ -1,0 +1,139 @@
+"""Find the dense feed-forward networks of a transformer by structure.
+
+A site is linear -> elementwise activation (perhaps times a second linear of the same input) -> linear, whose output is
+added to a residual. No module name and no model type is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import SiteError
+from ..lookup.neurons import ACTIVATIONS
+from . import linears
+from .activations import Activation, recognise
+from .examples import example_inputs
+from .experts import refuse_experts
+from .site import Site, base_model, base_model_path
+from .tracing import Call, Trace, trace
+
+
+def find_sites(model: nn.Module, example: Mapping[str, Any] | None = None) -> list[Site]:
+    """Every dense FFN of the base model, in order of execution.
+
+    `example` holds forward arguments of `model` to trace with; without it the base model runs on arguments made from
+    the config. Raises ModelError for a mixture of experts, SiteError where no FFN is found or the model does not run.
+    """
+    refuse_experts(model)
+    seen = trace_base(model, example)
+    prefix = base_model_path(model)
+    prefix = f"{prefix}." if prefix else ""
+    sites: dict[str, Site] = {}
+    for call in seen.calls:
+        if call.path.startswith(prefix) and call.path not in sites and call in seen.joined:
+            activation = _activation(call)
+            if activation is not None:
+                sites[call.path] = _site(seen, call, activation, call.path.removeprefix(prefix))
+    if not sites:
+        raise SiteError(
+            f"no feed-forward network was found in {type(model).__name__}, which called linear layers "
+            f"{sum(linears.is_linear(call.module) for call in seen.calls)} times: looked for a linear layer, an "
+            "elementwise activation (perhaps times a second linear layer of the same input) and a linear layer whose "
+            "output is added to a residual",
+            remedy="if the example inputs leave out the part meant, give others: find_sites(model, example={...})",
+        )
+    return list(sites.values())
+
+
+def trace_base(model: nn.Module, example: Mapping[str, Any] | None) -> Trace:
+    """Trace `model` on `example`, or its base model on arguments made from the config."""
+    if example is not None:
+        return trace(model, example)
+    base = base_model(model)
+    return trace(model, example_inputs(base), runs=base)
+
+
+def _activation(call: Call) -> Activation | None:
+    """Recognise what a linear call reads, provided that it comes from linears which all see the same input."""
+    assert call.function is not None
+    sources: list[Call] = sorted(call.function.sources, key=lambda source: source.number)
+    if any(getattr(outer.module, "_replaces_ffn", False) for outer in call.inside()):
+        return None
+    if any(not source.given[0].same(sources[0].given[0]) for source in sources):
+        return None
+    shapes = {source: source.output.shape for source in sources if source.output is not None}
+    device = linears.weight(call.module).device
+    return recognise(call.function, shapes, linears.widths(call.module)[0], device)
+
+
+def _site(seen: Trace, output: Call, activation: Activation, name: str) -> Site:
+    inputs: tuple[Call, ...] = activation.inputs
+    place = _place(seen, output, inputs)
+    if activation.name == "unknown":
+        place.obstacle = f"its activation is none of {', '.join(ACTIVATIONS)}"
+    d_hidden, d_out = linears.widths(output.module)
+    return Site(
+        name=name,
+        inputs=tuple(call.path for call in inputs),
+        output=output.path,
+        gated=activation.gated,
+        activation=activation.name,
+        d_in=linears.widths(inputs[0].module)[0],
+        d_hidden=d_hidden,
+        d_out=d_out,
+        entry=place.entry,
+        identities=place.identities,
+        layout=activation.layout,
+        obstacle=place.obstacle,
+    )
+
+
+@dataclass
+class _Place:
+    entry: str
+    identities: tuple[str, ...] = ()
+    obstacle: str | None = None
+
+
+def _place(seen: Trace, output: Call, inputs: tuple[Call, ...]) -> _Place:
+    """Where a student can stand: one module that is the whole FFN, or the FFN's first module with identities behind."""
+    x = inputs[0].given[0]
+    for outer in output.inside():
+        if all(outer in call.inside() for call in inputs) and outer.maps(x, output.output):
+            return _Place(outer.path)
+    if len(inputs) == 1:
+        around_output = set(output.inside())
+        within = [call for call in inputs[0].inside() if call not in around_output]
+        for entry in [*reversed(within), inputs[0]]:  # the outermost first: it may hold the activation too
+            if entry.maps(x, entry.output) and (way := _way(seen, entry, output)) is not None:
+                return _Place(entry.path, tuple(call.path for call in way))
+    around = next(output.inside())
+    return _Place(
+        inputs[0].path,
+        obstacle=f"the code of {type(around.module).__name__} ({around.path}) does more between its linear layers than "
+        "call modules one after another, or uses one of them elsewhere too, so that none can be replaced",
+    )
+
+
+def _way(seen: Trace, entry: Call, output: Call) -> list[Call] | None:
+    """Find the module calls that lead from what `entry` returned to the output linear, that linear included.
+
+    None where code between them does more than pass values on, or where one of the modules serves elsewhere too.
+    """
+    value, way = entry.output, [output]
+    around = set(output.inside())
+    for call in seen.calls:
+        if output.given[0].same(value):
+            break
+        changes = call.output is not None and not call.output.same(value)  # dropout may stay where it is
+        if changes and call not in around and call.maps(value, call.output):
+            way.insert(-1, call)
+            value = call.output
+    else:
+        return None
+    once = {seen.times(call.module) for call in (entry, *way)}
+    return way if len(once) == 1 else None
