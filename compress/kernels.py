@@ -8,29 +8,37 @@ Every function checks its tensors, runs natively where they are on the CPU and t
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch  # before the extension, so that both share torch's libgomp and its threads
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import torch_kernels
+from . import kernel_layout, torch_kernels
 from .errors import KernelError
 
+if TYPE_CHECKING:
+    from .lookup.geometry import Geometry
+
 MAX_BITS = 16
+MAX_WIDTH = 1 << 24
+_INSTALL = "reinstall compress-lookup with a C compiler at hand (Debian: apt install gcc python3-dev)"
 
 
 @functools.cache
 def _extension() -> ModuleType | None:
     try:
-        from . import _kernels  # type: ignore[attr-defined]
+        extension = importlib.import_module("compress._kernels")
     except ImportError:
         return None
     wanted = os.environ.get("COMPRESS_ISA")
     if wanted:
-        _select(_kernels, wanted)
-    return _kernels
+        _select(extension, wanted)
+    return extension
 
 
 def _select(extension: ModuleType, isa: str) -> None:
@@ -47,14 +55,13 @@ def _select(extension: ModuleType, isa: str) -> None:
 def _extension_or_warning() -> ModuleType | None:
     extension = _extension()
     if extension is None:
-        remedy = "reinstall compress-lookup with a C compiler at hand (Debian: apt install gcc python3-dev)"
         if os.environ.get("COMPRESS_REQUIRE_KERNEL") == "1":
             raise KernelError(
                 "the native kernel is missing, and COMPRESS_REQUIRE_KERNEL=1 requires it",
-                where="compress._kernels", remedy=remedy,
+                where="compress._kernels", remedy=_INSTALL,
             )  # fmt: skip
         warnings.warn(
-            f"the native kernel is missing: PyTorch does its work, slower; to mend it, {remedy}", stacklevel=3
+            f"the native kernel is missing: PyTorch does its work, slower; to mend it, {_INSTALL}", stacklevel=3
         )
     return extension
 
@@ -199,3 +206,62 @@ def margin_scores_backward(z: Tensor, scores: Tensor, grad_scores: Tensor) -> Te
         torch.get_num_threads(),
     )  # fmt: skip
     return grad_z
+
+
+def _required() -> ModuleType:
+    extension = _extension()
+    if extension is None:
+        raise KernelError("the native kernel is missing", where="compress._kernels", remedy=_INSTALL)
+    return extension
+
+
+def prepare(params: Mapping[str, Tensor] | nn.Module, geometry: Geometry) -> tuple[list[Tensor], list[int]]:
+    """Lay out a packed LookupFFN for `lookup_ffn`, once after loading.
+
+    `params`, a mapping or the module itself, holds its tensors under their canonical names and shapes, on the CPU:
+    weight matrices all float32 or all bfloat16, tables float32, bfloat16 or int8 with float32 `scales`, the rest
+    float32. Returns the `prepared` tensors and the `geometry` integers of the op. float32 BH4 blocks take up the
+    Hadamard transform within a block; bfloat16 ones do not: the products would need float32, twice the bytes.
+    Raises KernelError where tensors do not fit the geometry or the extension is missing.
+    """
+    if isinstance(params, nn.Module):
+        params = params.state_dict()
+    return kernel_layout.prepare(_required(), params, geometry)
+
+
+def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+    if x.dtype != torch.float32 or x.dim() != 2:
+        raise _refuse("x", f"is {x.dtype} with {x.dim()} axes", "pass float32 [N, d_in]")
+    if len(prepared) != 2 or len(geometry) != kernel_layout.SETTINGS or not 1 <= geometry[1] <= MAX_WIDTH:
+        raise _refuse("prepared", "is not what `prepare` returned", "pass both its results unchanged")
+    x = x.contiguous()
+    weights, tables = prepared
+    tokens, width = x.shape
+    y = torch.empty(tokens, geometry[1])
+    try:
+        _required().forward(
+            geometry, weights.data_ptr(), weights.nbytes, tables.data_ptr(), tables.nbytes, x.data_ptr(), width,
+            y.data_ptr(), tokens, torch.get_num_threads(),
+        )  # fmt: skip
+    except ValueError as error:
+        raise _refuse("lookup_ffn", f"was given {error}", "pass both results of `prepare`, and x [N, d_in]") from None
+    return y
+
+
+_LIBRARY = torch.library.Library("compress", "FRAGMENT")
+_LIBRARY.define("lookup_ffn(Tensor x, Tensor[] prepared, int[] geometry) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+_LIBRARY.impl("lookup_ffn", _lookup_ffn, "CPU")
+
+
+@torch.library.register_fake("compress::lookup_ffn")
+def _lookup_ffn_fake(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+    return x.new_empty(x.shape[0], geometry[1])
+
+
+def lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+    """Run a packed LookupFFN on the CPU: x [N, d_in] float32 -> y [N, d_out] float32, the op `compress::lookup_ffn`.
+
+    `prepared` and `geometry` are what `prepare` returned. Arithmetic is float32; a token's result depends neither on
+    the other tokens of its batch nor on the thread count. Raises KernelError on tensors that do not fit.
+    """
+    return torch.ops.compress.lookup_ffn(x, prepared, geometry)

@@ -15,6 +15,19 @@ cdef extern from "level.h":
 cdef extern from "memory.h":
     void c_advise_huge "advise_huge"(void *address, size_t bytes) nogil
 
+cdef extern from "ffn.h":
+    enum: SETTINGS
+    enum: PARTS
+    struct ffn:
+        int64_t d_in, d_out, tables, rows, row_bytes, hadamard_from
+        int64_t weight_bytes, table_bytes
+        int64_t *offset
+        int64_t *bytes
+        const char *weights
+        const char *table_rows
+    int ffn_layout(ffn *f, const int64_t *settings) nogil
+    int ffn_forward(const ffn *f, const float *x, float *y, int64_t tokens, int threads) nogil
+
 cdef extern from "training.h":
     int c_codes_valid "codes_valid"(const int32_t *codes, int64_t count, int64_t rows) nogil
     void c_gather "gather"(
@@ -92,3 +105,51 @@ def margin_scores_backward(uintptr_t z, uintptr_t scores, uintptr_t grad_scores,
     with nogil:
         c_margin_scores_backward(<const float *>z, <const float *>scores, <const float *>grad_scores, bits, count,
                                  <float *>grad_z, threads)
+
+
+PART_NAMES = (
+    "input", "input_bias", "hash", "hash_bias", "output", "output_bias", "scales", "sharpness", "rotations",
+)
+
+
+cdef int read_settings(settings, ffn *f) except -1:
+    cdef int64_t numbers[SETTINGS]
+    cdef int i
+    if len(settings) != SETTINGS:
+        raise ValueError(f"{len(settings)} settings instead of {SETTINGS}")
+    for i in range(SETTINGS):
+        numbers[i] = settings[i]
+    if ffn_layout(f, numbers):
+        raise ValueError("settings that no packed LookupFFN has")
+    return 0
+
+
+def layout(settings):
+    """Sizes of a packed LookupFFN, and (offset, bytes) of each part of its weights."""
+    cdef ffn f
+    read_settings(settings, &f)
+    return {
+        "parts": {PART_NAMES[i]: (f.offset[i], f.bytes[i]) for i in range(PARTS)},
+        "weight_bytes": f.weight_bytes,
+        "table_bytes": f.table_bytes,
+        "row_bytes": f.row_bytes,
+        "hadamard_from": f.hadamard_from,
+    }
+
+
+def forward(settings, uintptr_t weights, int64_t weight_bytes, uintptr_t tables, int64_t table_bytes, uintptr_t x,
+            int64_t width, uintptr_t y, int64_t tokens, int threads):
+    """Write y [tokens, d_out] for x [tokens, width]; raises ValueError where buffers or x do not fit the settings."""
+    cdef ffn f
+    cdef int status
+    read_settings(settings, &f)
+    if f.weight_bytes != weight_bytes or f.table_bytes != table_bytes:
+        raise ValueError("prepared buffers of another geometry")
+    if f.d_in != width:
+        raise ValueError(f"x is {width} wide, not {f.d_in}")
+    f.weights = <const char *>weights
+    f.table_rows = <const char *>tables
+    with nogil:
+        status = ffn_forward(&f, <const float *>x, <float *>y, tokens, threads)
+    if status:
+        raise MemoryError("no memory for the intermediate results of a LookupFFN")

@@ -1,6 +1,6 @@
 /* Everything a level compiles, and its table of functions. Included once by scalar.c, avx2.c, avx512.c and neon.c. */
+#include "forward.h"
 #include "gather.h"
-#include "margin.h"
 
 const struct level LEVEL(level) = {
     .name = LEVEL_NAME,
@@ -9,4 +9,7 @@ const struct level LEVEL(level) = {
     .gather_backward = LEVEL(gather_backward),
     .margin = LEVEL(margin),
     .margin_backward = LEVEL(margin_backward),
+    .forward_inputs = LEVEL(forward_inputs),
+    .forward_hash = LEVEL(forward_hash),
+    .forward_outputs = LEVEL(forward_outputs),
 };

@@ -27,6 +27,8 @@ struct gather_backward_args {
     int64_t rows, width, cells, columns;
 };
 
+struct tile;
+
 struct level {
     const char *name;
     int64_t gather_columns;  /* columns a block of the training gather */
@@ -35,6 +37,9 @@ struct level {
     void (*margin)(const float *z, int64_t bits, int64_t count, int32_t *codes, float *scores);
     void (*margin_backward)(const float *z, const float *scores, const float *grad_scores, int64_t bits, int64_t count,
                             float *grad_z);
+    void (*forward_inputs)(const struct tile *);
+    void (*forward_hash)(const struct tile *);
+    void (*forward_outputs)(const struct tile *);
 };
 
 extern const struct level level_scalar;

@@ -3,8 +3,7 @@
  *   score = sum_j |z_j| / prod_j (1 + exp(-2 |z_j|))
  * LANES tables at a time, one a lane. */
 #include "exponential.h"
-
-enum { MAX_BITS = 16 };
+#include "ffn.h"
 
 /* One vector a bit; bits_of(j) is z_j of LANES tables. */
 INLINE void margin_lanes(const vf *z, int64_t bits, vi *code, vf *score) {

@@ -86,6 +86,38 @@ INLINE vf v_load_strided(const float *p, int64_t stride) {
 #endif
 }
 
+/* LANES bytes as floats */
+INLINE vf v_load_int8(const void *p) {
+#if defined(LEVEL_AVX512)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+#elif defined(LEVEL_AVX2)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+#else
+    int8_t bytes[LANES];
+    memcpy(bytes, p, sizeof bytes);
+    vf v;
+    for (int lane = 0; lane < LANES; lane++)
+        v[lane] = (float)bytes[lane];
+    return v;
+#endif
+}
+
+/* LANES bfloat16 numbers as floats */
+INLINE vf v_load_bfloat16(const void *p) {
+#if defined(LEVEL_AVX512)
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16);
+#elif defined(LEVEL_AVX2)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16);
+#else
+    uint16_t halves[LANES];
+    memcpy(halves, p, sizeof halves);
+    vi v;
+    for (int lane = 0; lane < LANES; lane++)
+        v[lane] = (int32_t)((uint32_t)halves[lane] << 16);
+    return (vf)v;
+#endif
+}
+
 /* The sum of all lanes, always in the same order. */
 INLINE float v_sum(vf v) {
 #if defined(LEVEL_AVX512)

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_levels import LEVELS, using_level, using_threads
 from torch import Tensor
 
 from compress import kernels, torch_kernels
 from compress.errors import KernelError
 
-LEVELS = kernels._extension().levels() if kernels.available() else ["torch"]
 
-
-@pytest.fixture(params=LEVELS, scope="module", autouse=True)
+@pytest.fixture(params=LEVELS or ["torch"], scope="module", autouse=True)
 def level(request):
     """Run the module's tests once per instruction set."""
-    if request.param == "torch":
+    with using_level(request.param) if LEVELS else nullcontext():
         yield request.param
-        return
-    before = kernels.isa()
-    kernels._select(kernels._extension(), request.param)
-    yield request.param
-    kernels._select(kernels._extension(), before)
-
-
-@pytest.fixture
-def threads():
-    """Put torch's thread count back after a test that changes it."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def reads(
@@ -136,21 +124,21 @@ def test_nan_stays_visible():
 
 @pytest.mark.parametrize("width", [384, 200])
 @pytest.mark.parametrize("cells", [1, 2])
-def test_thread_count_changes_no_bit(threads, width, cells):
+def test_thread_count_changes_no_bit(width, cells):
     tables, codes, weights, grad_y = reads(3, 500, 11, 64, width, cells)
     z = torch.randn(500, 40, 8, generator=torch.Generator().manual_seed(0))
     results = []
     for count in (1, 2, 3):
-        threads(count)
-        scored = kernels.margin_scores(z)
-        results.append(
-            [
-                kernels.gather(tables, codes, weights),
-                *kernels.gather_backward(grad_y, tables, codes, weights),
-                *scored,
-                kernels.margin_scores_backward(z, scored[1], scored[1]),
-            ]
-        )
+        with using_threads(count):
+            scored = kernels.margin_scores(z)
+            results.append(
+                [
+                    kernels.gather(tables, codes, weights),
+                    *kernels.gather_backward(grad_y, tables, codes, weights),
+                    *scored,
+                    kernels.margin_scores_backward(z, scored[1], scored[1]),
+                ]
+            )
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

@@ -1,0 +1,58 @@
+/* One FFN over a tile of tokens, in three phases; a team's threads meet between them (inference.c). Within a phase
+ * a thread computes whole outputs, so that the size of the team changes no bit. */
+#include "activation.h"
+#include "hash.h"
+#include "rows.h"
+
+/* Code, gate and up over x. */
+static void LEVEL(forward_inputs)(const struct tile *t) {
+    const struct ffn *f = t->ffn;
+    const int64_t panels = f->input_width / PANEL;
+    struct gemm g = {t->x, f->d_in, f->weights + f->offset[INPUT], f->d_in, gemm_panel_bytes(f->d_in, f->weight_dtype),
+                     (const float *)(f->weights + f->offset[INPUT_BIAS]), t->inputs, f->input_width};
+    gemm(&g, f->weight_dtype, t->tokens, share(t, panels), share_end(t, panels));
+}
+
+/* The neurons' outputs, in place of their gates; then the hash, and which rows are read. */
+static void LEVEL(forward_hash)(const struct tile *t) {
+    const struct ffn *f = t->ffn;
+    const int64_t panels = f->neuron_width / PANEL;
+    const int64_t first = share(t, panels) * PANEL, end = share_end(t, panels) * PANEL;
+    for (int64_t n = 0; n < t->tokens; n++) {
+        float *gate = t->inputs + n * f->input_width + f->rank_width;
+        const float *up = gate + f->neuron_width;
+        for (int64_t i = first; i < end; i += LANES) {
+            vf value = activate(v_load(gate + i), f->activation);
+            v_store(gate + i, f->gated ? value * v_load(up + i) : value);
+        }
+    }
+    if (!f->tables)
+        return;
+    switch (f->projection) {
+    case BH4:
+        hash_bh4(t);
+        break;
+    case ACDC:
+        hash_acdc(t);
+        break;
+    default:
+        hash_panels(t);
+    }
+}
+
+/* Bias, linear path and neurons, then the rows. */
+static void LEVEL(forward_outputs)(const struct tile *t) {
+    const struct ffn *f = t->ffn;
+    const int64_t units = f->out_width / ROW_UNIT;
+    const int64_t column = share(t, units) * ROW_UNIT, end = share_end(t, units) * ROW_UNIT;
+    struct gemm g = {t->inputs, f->input_width, f->weights + f->offset[OUTPUT], f->mixed_width,
+                     gemm_panel_bytes(f->mixed_width, f->weight_dtype),
+                     (const float *)(f->weights + f->offset[OUTPUT_BIAS]), t->out, f->out_width};
+    gemm(&g, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);
+    if (f->tables)
+        read_rows(t, column, end);
+    if (column < f->d_out)
+        for (int64_t n = 0; n < t->tokens; n++)
+            memcpy(t->y + n * f->d_out + column, t->out + n * f->out_width + column,
+                   (size_t)(lesser(end, f->d_out) - column) * 4);
+}

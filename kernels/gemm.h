@@ -1,0 +1,157 @@
+/* out[token, outputs] = start + x[token, :] . W^T over panels of 16 outputs, float32 arithmetic.
+ *
+ * Every output is one chain of multiply-adds over k = 0, 1, ..., whatever block of tokens and panels it is computed in:
+ * a token's result never depends on its neighbours. */
+#ifndef COMPRESS_GEMM_H
+#define COMPRESS_GEMM_H
+
+#include "ffn.h"
+#include "vector.h"
+
+enum { PANEL_VECTORS = PANEL / LANES };
+
+/* The micro-kernel holds tokens x panels in registers: 24, 12 or 8 vectors of sums by how many registers there are. */
+#if LANES == 16
+#define TOKENS_MAX 12
+#define PANELS_FOR(tokens) ((tokens) >= 8 ? 2 : (tokens) >= 3 ? 4 : 8)
+#elif LANES == 8
+#define TOKENS_MAX 6
+#define PANELS_FOR(tokens) ((tokens) >= 4 ? 1 : (tokens) >= 2 ? 2 : 4)
+#elif defined(LEVEL_NEON)
+#define TOKENS_MAX 6
+#define PANELS_FOR(tokens) ((tokens) >= 3 ? 1 : (tokens) == 2 ? 2 : 4)
+#else
+#define TOKENS_MAX 2
+#define PANELS_FOR(tokens) ((tokens) == 2 ? 1 : 2)
+#endif
+
+struct gemm {
+    const float *x; /* [tokens, x_stride] */
+    int64_t x_stride;
+    const char *panels; /* [panel][k][PANEL] or [panel][k / 2][PANEL][2] */
+    int64_t k, panel_bytes;
+    const float *bias; /* [panel][PANEL], or NULL for zeros */
+    float *out;        /* [tokens, out_stride], panels side by side */
+    int64_t out_stride;
+};
+
+typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu_unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+/* sums += w x[k] for one k, w being the panels' weights of this k */
+INLINE void gemm_step(const struct gemm *g, const float *x, int64_t k, const vf *w, vf *sums, const int tokens,
+                      const int vectors) {
+#pragma GCC unroll 16
+    for (int t = 0; t < tokens; t++) {
+        vf value = v_set(x[t * g->x_stride + k]);
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++)
+            sums[t * vectors + v] = v_fma(value, w[v], sums[t * vectors + v]);
+    }
+}
+
+/* Vector v of the weights of one k (float32), or of a pair of them (bfloat16: the even k in the low halves). */
+INLINE const char *gemm_weight(const struct gemm *g, const char *panels, int64_t step, int v) {
+    return panels + v / PANEL_VECTORS * g->panel_bytes + (step * PANEL_VECTORS + v % PANEL_VECTORS) * LANES * 4;
+}
+
+INLINE void gemm_block(const struct gemm *g, int64_t token, int64_t panel, const int dtype, const int tokens,
+                       const int count) {
+    const int vectors = count * PANEL_VECTORS;
+    const float *x = g->x + token * g->x_stride;
+    const char *panels = g->panels + panel * g->panel_bytes;
+    vf sums[TOKENS_MAX * 8 * PANEL_VECTORS], w[8 * PANEL_VECTORS], odd[8 * PANEL_VECTORS];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; v++) {
+        vf start = g->bias ? v_load(g->bias + panel * PANEL + v * LANES) : (vf){0};
+#pragma GCC unroll 16
+        for (int t = 0; t < tokens; t++)
+            sums[t * vectors + v] = start;
+    }
+    if (dtype == FLOAT32) {
+        for (int64_t k = 0; k < g->k; k++) {
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++)
+                w[v] = v_load((const float *)gemm_weight(g, panels, k, v));
+            gemm_step(g, x, k, w, sums, tokens, vectors);
+        }
+    } else {
+        for (int64_t k = 0; k < g->k; k += 2) {
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++) {
+                vu pair = *(const vu_unaligned *)gemm_weight(g, panels, k / 2, v);
+                w[v] = (vf)(pair << 16);
+                odd[v] = (vf)(pair & 0xffff0000u);
+            }
+            gemm_step(g, x, k, w, sums, tokens, vectors);
+            if (k + 1 < g->k)
+                gemm_step(g, x, k + 1, odd, sums, tokens, vectors);
+        }
+    }
+    float *out = g->out + token * g->out_stride + panel * PANEL;
+#pragma GCC unroll 16
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++)
+            v_store(out + t * g->out_stride + v * LANES, sums[t * vectors + v]);
+}
+
+INLINE void gemm_panels(const struct gemm *g, int64_t token, int64_t panel, int64_t end, const int dtype,
+                        const int tokens) {
+    const int wide = PANELS_FOR(tokens);
+    for (; panel + wide <= end; panel += wide)
+        gemm_block(g, token, panel, dtype, tokens, wide);
+    if (wide > 4 && panel + 4 <= end)
+        gemm_block(g, token, panel, dtype, tokens, 4), panel += 4;
+    if (wide > 2 && panel + 2 <= end)
+        gemm_block(g, token, panel, dtype, tokens, 2), panel += 2;
+    if (wide > 1 && panel < end)
+        gemm_block(g, token, panel, dtype, tokens, 1);
+}
+
+INLINE void gemm_typed(const struct gemm *g, int64_t tokens, int64_t panel, int64_t panel_end, const int dtype) {
+    enum { PANELS_HELD = 8 }; /* panels that stay cached while the tokens go by */
+    for (; panel < panel_end; panel += PANELS_HELD) {
+        int64_t end = panel + PANELS_HELD < panel_end ? panel + PANELS_HELD : panel_end;
+        for (int64_t token = 0, step; token < tokens; token += step) {
+            int64_t left = tokens - token;
+#define TAKE(n)                                            \
+    if (n <= TOKENS_MAX && left >= n) {                    \
+        step = n;                                          \
+        gemm_panels(g, token, panel, end, dtype, n);       \
+        continue;                                          \
+    }
+            TAKE(12)
+            TAKE(8)
+            TAKE(6)
+            TAKE(4)
+            TAKE(3)
+            TAKE(2)
+            TAKE(1)
+#undef TAKE
+            step = 1;
+        }
+    }
+}
+
+static void gemm_float32(const struct gemm *g, int64_t tokens, int64_t panel, int64_t panel_end) {
+    gemm_typed(g, tokens, panel, panel_end, FLOAT32);
+}
+
+static void gemm_bfloat16(const struct gemm *g, int64_t tokens, int64_t panel, int64_t panel_end) {
+    gemm_typed(g, tokens, panel, panel_end, BFLOAT16);
+}
+
+/* Panels [panel, panel_end) of `panels` over x; out, bias and panels are those of panel 0. */
+INLINE void gemm(const struct gemm *g, int64_t dtype, int64_t tokens, int64_t panel, int64_t panel_end) {
+    if (dtype == FLOAT32)
+        gemm_float32(g, tokens, panel, panel_end);
+    else
+        gemm_bfloat16(g, tokens, panel, panel_end);
+}
+
+INLINE int64_t gemm_panel_bytes(int64_t k, int64_t dtype) {
+    return dtype == FLOAT32 ? k * PANEL * 4 : (k + 1) / 2 * 2 * PANEL * 2;
+}
+
+#endif

@@ -1,0 +1,148 @@
+/* The hash: z = P(x) for each kind of projection, scored at once. */
+#include "cosine.h"
+#include "gemm.h"
+#include "hadamard.h"
+#include "score.h"
+
+enum { PREFETCH_TOKENS = 4 };
+
+static int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE void hash_prefetch(const struct tile *t, int64_t token, int64_t table, int64_t table_end) {
+    if (t->tokens <= PREFETCH_TOKENS && t->size == 1)
+        prefetch_rows(t, token, table, lesser(table_end, t->ffn->tables));
+}
+
+/* lowrank, dense: a group of PANEL tables has one panel a bit, so that z comes out with tables in its lanes. */
+static void hash_panels(const struct tile *t) {
+    const struct ffn *f = t->ffn;
+    const int64_t chunk = 48, z_stride = f->bits * PANEL;
+    struct gemm g = {.out = t->work, .out_stride = z_stride};
+    g.k = f->projection == LOWRANK ? f->rank : f->d_in;
+    g.x_stride = f->projection == LOWRANK ? f->input_width : f->d_in;
+    g.panel_bytes = gemm_panel_bytes(g.k, f->weight_dtype);
+    const float *x = f->projection == LOWRANK ? t->inputs : t->x;
+    for (int64_t group = share(t, f->groups); group < share_end(t, f->groups); group++) {
+        g.panels = f->weights + f->offset[HASH] + group * f->bits * g.panel_bytes;
+        g.bias = (const float *)(f->weights + f->offset[HASH_BIAS]) + group * z_stride;
+        for (int64_t token = 0; token < t->tokens; token += chunk) {
+            int64_t count = lesser(chunk, t->tokens - token);
+            g.x = x + token * g.x_stride;
+            gemm(&g, f->weight_dtype, count, 0, f->bits);
+            for (int64_t n = 0; n < count; n++)
+                for (int lane = 0; lane < PANEL; lane += LANES) {
+                    vf z[MAX_BITS];
+                    for (int64_t j = 0; j < f->bits; j++)
+                        z[j] = v_load(t->work + n * z_stride + j * PANEL + lane);
+                    score_lanes(t, token + n, group * PANEL + lane, z);
+                }
+            if (count <= PREFETCH_TOKENS)
+                for (int64_t n = 0; n < count; n++)
+                    hash_prefetch(t, token + n, group * PANEL, (group + 1) * PANEL);
+        }
+    }
+}
+
+/* One token's z [tables * bits] in its natural order. */
+static void score_token(const struct tile *t, int64_t token, const float *z) {
+    const struct ffn *f = t->ffn;
+    for (int64_t table = 0; table < f->groups * PANEL; table += LANES) {
+        vf lanes[MAX_BITS];
+        int64_t left = f->tables - table;
+        margin_load(z + table * f->bits, f->bits, left > 0 ? left : 0, lanes);
+        score_lanes(t, token, table, lanes);
+        hash_prefetch(t, token, table, table + LANES);
+    }
+}
+
+/* z = mix * transformed + (1 - mix) * x + bias, over the D elements of one repeat */
+INLINE void finish_transform(const struct ffn *f, const float *transformed, const float *x, float mix, int64_t repeat,
+                             float *z) {
+    const float *bias = (const float *)(f->weights + f->offset[HASH_BIAS]) + repeat * f->transform;
+    z += repeat * f->transform;
+    for (int64_t i = 0; i < f->transform; i += LANES) {
+        vf v = v_load(transformed + i);
+        if (mix != 1.0f)
+            v = v_fma(v_set(mix), v, (1.0f - mix) * v_load(x + i));
+        int64_t left = f->transform - i;
+        if (left >= LANES)
+            v_store(z + i, v + v_load(bias + i));
+        else
+            v_store_part(z + i, v + v_load_part(bias + i, left), left);
+    }
+}
+
+/* BH4: four times a block-diagonal matrix, then a Hadamard transform; a few tokens share a pass over the weights. */
+static void hash_bh4(const struct tile *t) {
+    enum { CHUNK = 12 };
+    const struct ffn *f = t->ffn;
+    const int64_t width = f->width, z_stride = f->repeats * f->width;
+    float *x = t->work, *from = x + CHUNK * width, *to = from + CHUNK * width, *z = to + CHUNK * width;
+    struct gemm g = {.x_stride = width, .out_stride = width, .k = f->block_width};
+    g.panel_bytes = gemm_panel_bytes(g.k, f->weight_dtype);
+    const int64_t block_panels = f->block_width / PANEL;
+    for (int64_t token = share(t, t->tokens), end = share_end(t, t->tokens); token < end; token += CHUNK) {
+        int64_t count = lesser(CHUNK, end - token);
+        for (int64_t n = 0; n < count; n++) {
+            memcpy(x + n * width, t->x + (token + n) * f->d_in, (size_t)f->d_in * 4);
+            memset(x + n * width + f->d_in, 0, (size_t)(width - f->d_in) * 4);
+        }
+        for (int64_t repeat = 0; repeat < f->repeats; repeat++) {
+            for (int64_t factor = 0; factor < 4; factor++) {
+                const float *source = factor ? from : x;
+                for (int64_t block = 0; block < f->blocks; block++) {
+                    g.x = source + block * f->block_width;
+                    g.out = to + block * f->block_width;
+                    g.panels = f->weights + f->offset[HASH] +
+                               ((repeat * 4 + factor) * f->blocks + block) * block_panels * g.panel_bytes;
+                    gemm(&g, f->weight_dtype, count, 0, block_panels);
+                }
+                for (int64_t n = 0; n < count; n++)
+                    hadamard(to + n * width, f->transform, f->hadamard_from);
+                float *swap = from;
+                from = to, to = swap;
+            }
+            for (int64_t n = 0; n < count; n++)
+                finish_transform(f, from + n * width, x + n * width, 0.7f, repeat, z + n * z_stride);
+        }
+        for (int64_t n = 0; n < count; n++)
+            score_token(t, token + n, z + n * z_stride);
+    }
+}
+
+/* ACDC: four layers x -> IDCT(D * DCT(A * x)) with diagonal A and D, LANES tokens at a time, one a lane. */
+static void hash_acdc(const struct tile *t) {
+    const struct ffn *f = t->ffn;
+    const int64_t d = f->transform, z_stride = f->repeats * f->width;
+    vf *x = (vf *)t->work, *v = x + f->width, *work = v + f->width;
+    float *z = (float *)(work + f->width);
+    const float *cosine = (const float *)(f->weights + f->offset[ROTATIONS]);
+    const struct rotations rotations = {cosine, cosine + d};
+    for (int64_t token = share(t, t->tokens), end = share_end(t, t->tokens); token < end; token += LANES) {
+        int64_t count = lesser(LANES, end - token);
+        memset(x, 0, (size_t)f->width * sizeof *x);
+        for (int64_t n = 0; n < count; n++)
+            for (int64_t i = 0; i < f->d_in; i++)
+                ((float *)&x[i])[n] = t->x[(token + n) * f->d_in + i];
+        for (int64_t repeat = 0; repeat < f->repeats; repeat++) {
+            memcpy(v, x, (size_t)d * sizeof *v);
+            for (int64_t layer = 0; layer < 4; layer++) {
+                const float *diagonals = (const float *)(f->weights + f->offset[HASH]) + (repeat * 4 + layer) * 2 * d;
+                for (int64_t i = 0; i < d; i++)
+                    v[i] *= diagonals[i];
+                dct2(v, work, d, &rotations);
+                for (int64_t i = 0; i < d; i++)
+                    v[i] *= diagonals[d + i];
+                idct2(v, work, d, &rotations);
+            }
+            const float *bias = (const float *)(f->weights + f->offset[HASH_BIAS]) + repeat * d;
+            for (int64_t i = 0; i < d; i++) {
+                vf value = v[i] + bias[i];
+                for (int64_t n = 0; n < count; n++)
+                    z[n * z_stride + repeat * d + i] = value[n];
+            }
+        }
+        for (int64_t n = 0; n < count; n++)
+            score_token(t, token + n, z + n * z_stride);
+    }
+}

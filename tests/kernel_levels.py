@@ -1,0 +1,32 @@
+"""Instruction sets of this machine, for tests that run at each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from compress import kernels
+
+LEVELS: list[str] = kernels._extension().levels() if kernels.available() else []
+
+
+@contextmanager
+def using_level(name: str) -> Iterator[None]:
+    before = kernels.isa()
+    kernels._select(kernels._extension(), name)
+    try:
+        yield
+    finally:
+        kernels._select(kernels._extension(), before)
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,357 @@
+"""The fused forward of a packed LookupFFN against a float64 reference, at every instruction set of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_levels import LEVELS, using_level, using_threads
+from torch import Tensor
+from torch.nn import functional
+
+from compress import kernel_layout, kernels
+from compress.errors import KernelError
+from compress.lookup.geometry import Geometry
+
+pytestmark = pytest.mark.skipif(not LEVELS, reason="the native extension is not installed")
+
+ACTIVATIONS = {
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+
+# ---- a small clear reference ----
+
+
+def hadamard(size: int) -> Tensor:
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix
+
+
+def dct(size: int) -> Tensor:
+    n = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi / size * (n + 0.5) * n[:, None]) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def project(p: dict[str, Tensor], g: Geometry, x: Tensor, h: Tensor | None) -> Tensor:
+    weight, bias = p["hash.projection.weight"], p["hash.projection.bias"]
+    if g.projection in ("lowrank", "dense"):
+        return functional.linear(h if g.projection == "lowrank" else x, weight, bias)
+    x = functional.pad(x, (0, g.padded - g.d_in))
+    parts = []
+    for layers in weight:
+        z = x
+        if g.projection == "bh4":
+            for blocks in layers:
+                z = z @ torch.block_diag(*blocks).T @ hadamard(g.padded)
+            z = 0.7 * z + 0.3 * x
+        else:
+            for a, d in layers:
+                z = (d * ((a * z) @ dct(g.padded).T)) @ dct(g.padded)
+        parts.append(z)
+    return torch.cat(parts, 1)[:, : g.hash_bits] + bias
+
+
+def reference(params: dict[str, Tensor], g: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 y [N, d_out], and how near each token's hash comes to flipping a bit or a nearest plane, [N]."""
+    p, x = {name: tensor.double() for name, tensor in params.items()}, x.double()
+    y, clear = p["bias"].expand(len(x), -1), torch.full((len(x),), torch.inf, dtype=torch.float64)
+    h = functional.linear(x, p["code.weight"], p["code.bias"]) if g.rank else None
+    if h is not None:
+        y = y + h @ p["linear.weight"].T
+    if g.neurons:
+        hidden = ACTIVATIONS[g.activation](functional.linear(x, p["neurons.gate.weight"], p["neurons.gate.bias"]))
+        if g.gated:
+            hidden = hidden * functional.linear(x, p["neurons.up.weight"], p["neurons.up.bias"])
+        y = y + hidden @ p["neurons.down.weight"].T
+    if not g.tables:
+        return y, clear
+    tables = p["tables"] * p["scales"][..., None] if "scales" in p else p["tables"]
+    z = project(p, g, x, h).view(-1, g.tables, g.bits)
+    magnitude = z.abs()
+    codes = ((z > 0) * 2 ** torch.arange(g.bits - 1, -1, -1)).sum(2)
+    scores = magnitude.sum(2) / (1 + torch.exp(-2 * magnitude)).prod(2)
+    clear = magnitude.amin((1, 2)) / magnitude.amax((1, 2))
+    cells = [(codes, scores)]
+    if g.read == "top2":
+        margin, bit = magnitude.min(2)
+        share = torch.sigmoid(-2 * margin / torch.exp(p["log_temperature"]))
+        cells = [(codes, scores * (1 - share)), (codes ^ (1 << (g.bits - 1 - bit)), scores * share)]
+        if g.bits > 1:
+            least = magnitude.topk(2, 2, largest=False).values
+            clear = torch.minimum(clear, (least[..., 1] - least[..., 0]).amin(1) / magnitude.amax((1, 2)))
+    for code, weight in cells:
+        for i in range(g.tables):
+            y = y + weight[:, i, None] * tables[i][code[:, i]]
+    return y, clear
+
+
+# ---- packed parameters of any geometry ----
+
+
+def make_params(g: Geometry, table_dtype: torch.dtype, weight_dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    params = {}
+    for name, shape in kernel_layout.parameter_shapes(g).items():
+        value = torch.randn(shape, generator=generator)
+        if name == "hash.projection.weight" and g.projection == "bh4":
+            value /= math.sqrt(g.block * g.padded)
+        elif name == "hash.projection.weight" and g.projection == "acdc":
+            value = 1 + 0.3 * value
+        elif name.endswith(".weight"):
+            value /= math.sqrt(shape[-1])
+        params[name] = value.to(weight_dtype) if name.endswith(".weight") else value
+    if "tables" in params and table_dtype == torch.int8:
+        params["tables"] = torch.randint(-127, 128, params["tables"].shape, dtype=torch.int8, generator=generator)
+        params["scales"] = torch.rand(g.tables, g.rows, generator=generator) / 64
+    elif "tables" in params:
+        params["tables"] = params["tables"].to(table_dtype)
+    return params
+
+
+def run(params: dict[str, Tensor], g: Geometry, x: Tensor) -> Tensor:
+    return kernels.lookup_ffn(x, *kernels.prepare(params, g))
+
+
+def assert_agrees(params: dict[str, Tensor], g: Geometry, x: Tensor) -> None:
+    expected, clear = reference(params, g, x)
+    relative = 1e-4 if params.get("tables", x).dtype == torch.int8 else 1e-5
+    scale = expected.abs().max().item() if len(x) else 1.0
+    for level in LEVELS:
+        with using_level(level):
+            actual = run(params, g, x)
+            assert actual.shape == expected.shape
+            assert actual.dtype == torch.float32
+            certain = clear > 1e-5  # nearer to a hyperplane float32 may see the other side
+            torch.testing.assert_close(actual[certain].double(), expected[certain], rtol=0, atol=relative * scale)
+
+
+@st.composite
+def geometries(draw) -> Geometry:
+    tables = draw(st.integers(0, 37))
+    projection = draw(st.sampled_from(["lowrank", "dense", "bh4", "acdc"]))
+    d_in = draw(st.integers(1, 140))
+    rank = draw(st.integers(1 if tables and projection == "lowrank" else 0, 40))
+    neurons = draw(st.integers(0 if tables or rank else 1, 40))
+    exponent = draw(st.integers(0, max(0, math.ceil(math.log2(d_in)))))
+    return Geometry(
+        d_in, draw(st.integers(1, 200)), tables, draw(st.integers(1, 9)), projection, 2**exponent, rank, neurons,
+        draw(st.booleans()), draw(st.sampled_from(sorted(ACTIVATIONS))), draw(st.sampled_from(["top1", "top2"])),
+    )  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    geometries(),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(0, 30),
+    st.integers(0, 2**31),
+)
+def test_any_geometry(g, table_dtype, weight_dtype, tokens, seed):
+    params = make_params(g, table_dtype, weight_dtype, seed)
+    x = torch.randn(tokens, g.d_in, generator=torch.Generator().manual_seed(seed + 1))
+    assert_agrees(params, g, x)
+
+
+TYPICAL = [
+    Geometry(96, 96, 40, 8, "lowrank", 64, 24, 24, False, "gelu"),
+    Geometry(64, 100, 20, 6, "dense", 64, 0, 0, False, "gelu", "top2"),
+    Geometry(96, 130, 33, 8, "bh4", 64, 0, 0, False, "gelu"),
+    Geometry(100, 64, 33, 7, "bh4", 8, 0, 12, True, "silu", "top2"),
+    Geometry(48, 64, 20, 5, "acdc", 16, 0, 0, False, "gelu"),
+    Geometry(64, 172, 0, 8, "lowrank", 64, 16, 40, True, "silu"),
+]
+
+
+@pytest.mark.parametrize("g", TYPICAL, ids=lambda g: f"{g.projection}-{g.tables}-{g.read}")
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_neither_batch_nor_threads_change_a_bit(g, weight_dtype, level):
+    prepared, numbers = kernels.prepare(make_params(g, torch.int8, weight_dtype, 0), g)
+    x = torch.randn(1100, g.d_in, generator=torch.Generator().manual_seed(1))  # several tiles
+    with using_level(level):
+        with using_threads(1):
+            whole = kernels.lookup_ffn(x, prepared, numbers)
+            for start, count in ((0, 1), (1099, 1), (7, 2), (13, 3), (100, 70), (511, 12)):
+                part = kernels.lookup_ffn(x[start : start + count], prepared, numbers)
+                assert torch.equal(part, whole[start : start + count])
+        for threads in (2, 3):
+            with using_threads(threads):
+                assert torch.equal(kernels.lookup_ffn(x, prepared, numbers), whole)
+                for count in (1, 5, 60):
+                    assert torch.equal(kernels.lookup_ffn(x[:count], prepared, numbers), whole[:count])
+
+
+def test_wide_layers_use_every_block_of_columns():
+    for g in (
+        Geometry(32, 1000, 20, 4, "dense", 64, 0, 0, False, "gelu", "top2"),
+        Geometry(300, 20, 150, 8, "bh4", 32, 0, 0, False, "gelu"),
+        Geometry(33, 70, 5, 12, "dense", 64, 0, 0, False, "gelu"),
+        Geometry(33, 70, 3, 16, "dense", 64, 0, 0, False, "gelu"),
+    ):
+        assert_agrees(make_params(g, torch.float32, torch.float32, 5), g, torch.randn(70, g.d_in))
+
+
+def test_first_of_equal_margins_is_the_second_cell():
+    g = Geometry(4, 3, 1, 4, "dense", 64, 0, 0, False, "gelu", "top2")
+    params = make_params(g, torch.float32, torch.float32, 0)
+    params["hash.projection.weight"], params["hash.projection.bias"] = torch.eye(4), torch.zeros(4)
+    x = torch.tensor([[2.0, -0.5, 0.5, 1.0]])
+    expected, _ = reference(params, g, x)  # torch.min gives the first of equals too
+    for level in LEVELS:
+        with using_level(level):
+            torch.testing.assert_close(run(params, g, x).double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_activations_hold_over_their_whole_range(activation, level):
+    g = Geometry(1, 1, 0, 8, "lowrank", 64, 0, 1, False, activation)
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    params = {"neurons.gate.weight": one, "neurons.gate.bias": zero, "neurons.down.weight": one, "bias": zero}
+    x = torch.cat((torch.linspace(-12, 12, 4001), torch.tensor([-1e4, -90.0, -88.0, 0.0, 88.0, 90.0, 1e4])))[:, None]
+    with using_level(level):
+        actual = run(params, g, x)
+    expected = ACTIVATIONS[activation](x.double())
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)  # an ulp of 1 + erf, times x
+
+
+def test_nan_in_one_token_stays_in_it():
+    g = TYPICAL[0]
+    params = make_params(g, torch.int8, torch.bfloat16, 0)
+    x = torch.randn(5, g.d_in)
+    clean = run(params, g, x)
+    x[2, 3] = torch.nan
+    y = run(params, g, x)
+    assert y[2].isnan().all()
+    others = [0, 1, 3, 4]
+    assert torch.equal(y[others], clean[others])
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize(
+    ("case", "g"),
+    [("bh4_d64", Geometry(64, 64, 12, 6, "bh4", 16)), ("dense_d48", Geometry(48, 40, 7, 5, "dense", 64))],
+    ids=["bh4", "dense"],
+)
+def test_golden_vectors(case, g):
+    assets = os.environ.get("COMPRESS_ASSETS", os.path.join(os.path.dirname(__file__), "..", "..", "shared"))
+    path = os.path.join(assets, "golden", f"{case}.safetensors")
+    if not os.path.exists(path):
+        pytest.skip("golden vectors are not here")
+    from safetensors.torch import load_file
+
+    golden = load_file(path)
+    params = {name: golden[name] for name in kernel_layout.parameter_shapes(g)}
+    for level in LEVELS:
+        with using_level(level):
+            y = run(params, g, golden["x"])
+            torch.testing.assert_close(y, golden["y"], rtol=0, atol=1e-5 * golden["y"].abs().max().item())
+
+
+# ---- contracts ----
+
+
+def test_what_does_not_fit_is_refused():
+    g = TYPICAL[0]
+    params = make_params(g, torch.int8, torch.bfloat16, 0)
+
+    def without(name: str) -> dict[str, Tensor]:
+        return {other: tensor for other, tensor in params.items() if other != name}
+
+    broken = {
+        "missing": without("code.bias"),
+        "does not have": params | {"neurons.up.weight": torch.zeros(24, 96)},
+        "code.weight has shape": params | {"code.weight": torch.zeros(24, 95, dtype=torch.bfloat16)},
+        "several dtypes": params | {"linear.weight": params["linear.weight"].float()},
+        "tables has dtype": without("scales") | {"tables": params["tables"].double()},
+        "bias has dtype": params | {"bias": params["bias"].double()},
+        "scales": without("scales"),
+        "is on meta": params | {"bias": params["bias"].to("meta")},
+    }
+    for message, wrong in broken.items():
+        with pytest.raises(KernelError, match=message):
+            kernels.prepare(wrong, g)
+    prepared, numbers = kernels.prepare(params, g)
+    x = torch.randn(3, g.d_in)
+    calls = {
+        "float64": lambda: kernels.lookup_ffn(x.double(), prepared, numbers),
+        "1 axes": lambda: kernels.lookup_ffn(x[0], prepared, numbers),
+        "95 wide": lambda: kernels.lookup_ffn(x[:, :95], prepared, numbers),
+        "prepare": lambda: kernels.lookup_ffn(x, prepared[:1], numbers),
+        "another geometry": lambda: kernels.lookup_ffn(x, [prepared[0], prepared[1][:-1]], numbers),
+        "no packed LookupFFN": lambda: kernels.lookup_ffn(x, prepared, [-1, *numbers[1:]]),
+    }
+    for message, call in calls.items():
+        with pytest.raises(KernelError, match=message):
+            call()
+
+
+def test_every_number_of_the_geometry_is_checked():
+    g = TYPICAL[3]
+    prepared, numbers = kernels.prepare(make_params(g, torch.int8, torch.float32, 0), g)
+    x = torch.randn(2, g.d_in)
+    for i in range(len(numbers)):
+        for value in (-1, 2**40, 2**62):
+            with pytest.raises(KernelError):
+                kernels.lookup_ffn(x, prepared, [*numbers[:i], value, *numbers[i + 1 :]])
+
+
+def test_strided_input_and_no_tokens():
+    g = TYPICAL[0]
+    prepared, numbers = kernels.prepare(make_params(g, torch.int8, torch.bfloat16, 0), g)
+    x = torch.randn(g.d_in, 6)
+    assert torch.equal(
+        kernels.lookup_ffn(x.T, prepared, numbers), kernels.lookup_ffn(x.T.contiguous(), prepared, numbers)
+    )
+    assert kernels.lookup_ffn(torch.empty(0, g.d_in), prepared, numbers).shape == (0, g.d_out)
+
+
+class Packed(torch.nn.Module):
+    def __init__(self, g: Geometry) -> None:
+        super().__init__()
+        self.prepared, self.numbers = kernels.prepare(make_params(g, torch.int8, torch.bfloat16, 0), g)
+        for i, tensor in enumerate(self.prepared):
+            self.register_buffer(f"prepared{i}", tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.compress.lookup_ffn(x, [self.prepared0, self.prepared1], self.numbers) + 1.0
+
+
+def test_compiles_and_exports():
+    module, x = Packed(dataclasses.replace(TYPICAL[2])).eval(), torch.randn(7, TYPICAL[2].d_in)
+    with torch.no_grad():
+        expected = module(x)
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(x), expected)
+        tokens = torch.export.Dim("tokens", min=1, max=4096)
+        exported = torch.export.export(module, (x,), dynamic_shapes={"x": {0: tokens}})
+        assert any("lookup_ffn" in str(node.target) for node in exported.graph.nodes)
+        longer = torch.cat((x, x))
+        assert torch.equal(exported.module()(longer), module(longer))
+
+
+def test_op_passes_pytorchs_own_checks():
+    g = TYPICAL[0]
+    prepared, numbers = kernels.prepare(make_params(g, torch.int8, torch.bfloat16, 0), g)
+    torch.library.opcheck(
+        torch.ops.compress.lookup_ffn.default, (torch.randn(3, g.d_in), prepared, numbers),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
