@@ -1,0 +1,22 @@
+"""The checkpoint: a Hugging Face folder with students in it, written, read, verified and known to transformers."""
+
+from .format import FORMAT_VERSION, METHOD, CheckpointConfig, Placement, is_compressed, read_config
+from .loading import load
+from .manifest import Problem, verify_files
+from .probe import verify_outputs
+from .saving import save_checkpoint, write_report
+
+__all__ = [
+    "FORMAT_VERSION",
+    "METHOD",
+    "CheckpointConfig",
+    "Placement",
+    "Problem",
+    "is_compressed",
+    "load",
+    "read_config",
+    "save_checkpoint",
+    "verify_files",
+    "verify_outputs",
+    "write_report",
+]

@@ -1,0 +1,148 @@
+"""The model card: what the model is made from, how to load it, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ..errors import CheckpointError
+from .format import CheckpointConfig, read_config, read_config_file
+from .side_files import SOURCE_README_FILE
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_TAGS = ("compress", "lookup-ffn", "cpu")
+# What of the source's front matter holds for the compressed model too.
+_INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
+_AUTO_CLASSES = (  # part of the architecture's name -> what loads it
+    ("LMHeadModel", "AutoModelForCausalLM"),
+    ("ForCausalLM", "AutoModelForCausalLM"),
+    ("ForMaskedLM", "AutoModelForMaskedLM"),
+    ("ForSequenceClassification", "AutoModelForSequenceClassification"),
+    ("ForTokenClassification", "AutoModelForTokenClassification"),
+    ("ForQuestionAnswering", "AutoModelForQuestionAnswering"),
+    ("ForImageClassification", "AutoModelForImageClassification"),
+)
+
+
+def model_card(folder: Path, report: Mapping[str, Any]) -> str:
+    """Compose `README.md` for a checkpoint whose config and side files are in `folder`.
+
+    `report` is what `report.json` holds: what `Report.to_dict` gives, if the model was measured, and "checkpoint" with
+    `weight_bytes` and `source_weight_bytes`.
+    """
+    checkpoint = read_config(folder)
+    sections = [
+        _front_matter(folder, checkpoint),
+        _introduction(folder, checkpoint),
+        _usage(folder),
+        "## Measured\n\n" + "\n\n".join(_measured(report)),
+        _students(checkpoint),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def auto_class(architecture: str) -> str:
+    """Name the Auto class that loads an architecture: AutoModel where no head is known."""
+    return next((auto for head, auto in _AUTO_CLASSES if head in architecture), "AutoModel")
+
+
+def _front_matter(folder: Path, checkpoint: CheckpointConfig) -> str:
+    values: dict[str, Any] = {"library_name": "transformers", "tags": list(_TAGS)}
+    if "/" in checkpoint.source:  # a hub id; of a folder only the name is known, which no page would lead to
+        values |= {"base_model": checkpoint.source, "base_model_relation": "quantized"}
+    inherited = _source_front_matter(folder)
+    values |= {key: inherited[key] for key in _INHERITED if key in inherited}
+    return f"---\n{yaml.safe_dump(values, sort_keys=True, allow_unicode=True)}---"
+
+
+def _source_front_matter(folder: Path) -> dict[str, Any]:
+    try:
+        text = (folder / SOURCE_README_FILE).read_text(encoding="utf-8")
+        values = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (OSError, ValueError, IndexError, yaml.YAMLError):  # someone else's file: nothing depends on it
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _introduction(folder: Path, checkpoint: CheckpointConfig) -> str:
+    source, count = checkpoint.source, len(checkpoint.sites)
+    made_from = f"[{source}](https://huggingface.co/{source})" if "/" in source else f"`{source}`"
+    revision = f", revision `{checkpoint.revision}`" if checkpoint.revision else ""
+    text = (
+        f"# {source.rpartition('/')[2]} with LookupFFN\n\n"
+        f"Made from {made_from}{revision}: {count} feed-forward network{'s' if count > 1 else ''} replaced by "
+        "LookupFFN students, distilled from the dense ones, to run fast on a CPU. `recipe.yaml` is the recipe, "
+        "`recipe.resolved.yaml` has every value filled in, `report.json` the whole report."
+    )
+    if (folder / SOURCE_README_FILE).exists():
+        text += f" The dense model's own card is [{SOURCE_README_FILE}]({SOURCE_README_FILE})."
+    return text
+
+
+def _usage(folder: Path) -> str:
+    config = read_config_file(folder)
+    auto = auto_class(config["architectures"][0])
+    code = ", trust_remote_code=True" if config.get("auto_map") else ""
+    return (
+        "## Use\n\n`pip install compress-lookup`, then\n\n"
+        "```python\n"
+        "import compress  # teaches transformers the format\n"
+        f"from transformers import {auto}\n"
+        f'model = {auto}.from_pretrained("PATH OR HUB ID"{code})\n'
+        "```\n\nWithout `import compress` the load fails: the dense weights are not here."
+    )
+
+
+def _measured(report: Mapping[str, Any]) -> Iterable[str]:
+    from ..evaluate.report import Report
+    from ..evaluate.wording import bytes_text
+
+    try:
+        measured = Report.from_json({key: value for key, value in report.items() if key != "checkpoint"})
+    except CheckpointError:
+        yield "Quality and speed were not measured: `compress eval` does it."
+    else:
+        for sentence in measured.sentences():
+            yield f"**{sentence}**"
+        for table in measured.tables():
+            yield markdown_table(table)
+    facts = report["checkpoint"]
+    ours, dense = facts["weight_bytes"], facts["source_weight_bytes"]
+    if dense:
+        grown = f"**larger** than the dense model's, {ours / dense:.2f}x" if ours > dense else f"{ours / dense:.2f}x"
+        yield f"Weight files: {bytes_text(ours)} against {bytes_text(dense)} of the source ({grown})."
+    else:
+        yield f"Weight files: {bytes_text(ours)}."
+
+
+def markdown_table(table: Table) -> str:
+    """Turn a rich table of strings into a Markdown table under its title; the first column is text, others numbers."""
+    columns = [[_cell(column.header), *map(_cell, column.cells)] for column in table.columns]
+    header, *rows = [f"| {' | '.join(row)} |" for row in zip(*columns, strict=True)]
+    rule = "|" + "|".join("---" if position == 0 else "---:" for position in range(len(columns))) + "|"
+    return "\n".join([f"**{table.title}**", "", header, rule, *rows])
+
+
+def _cell(content: object) -> str:
+    return str(content).replace("|", "\\|")
+
+
+def _students(checkpoint: CheckpointConfig) -> str:
+    lines = [
+        "## Students",
+        "",
+        "| site | tables | bits | hash | rank | neurons | tables in | weights in |",
+        "|---|---:|---:|---|---:|---:|---|---|",
+    ]
+    for site in checkpoint.sites:
+        g = site.geometry
+        lines.append(
+            f"| {site.name} | {g.tables} | {g.bits} | {g.projection} | {g.rank} | {g.neurons} "
+            f"| {site.table_dtype} | {site.hash_dtype} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""Load a checkpoint as the model class that it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import CheckpointError
+from ..lookup import PackedLookupFFN
+from ..sites import base_model, place
+from .format import read_config, read_config_file
+from .progress import quiet_unless_watched
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load(
+    folder: Path | str,
+    trainable: bool = False,
+    *,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a compressed checkpoint, in evaluation mode, as the architecture that its config names.
+
+    With `trainable`, every student is opened as a float32 LookupFFN with exactly the stored parameters;
+    `save_pretrained` packs them again. Raises CheckpointError where the folder is no compressed checkpoint, is newer
+    than this version, or lacks tensors or holds them in another shape: the message names them.
+    """
+    from safetensors import SafetensorError
+
+    from .quantizer import register
+
+    folder = Path(folder)
+    checkpoint = read_config(folder)
+    register()
+    try:
+        with quiet_unless_watched():
+            model, info = _model_class(folder, trust_remote_code).from_pretrained(
+                folder,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with all that is wrong at once
+            )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint cannot be read: {error}", where=str(folder), remedy="fetch it again"
+        ) from error
+    problems = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    problems += [
+        f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in sorted(info["mismatched_keys"])
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint does not fit its config: {'; '.join(problems)}", where=str(folder),
+            remedy="fetch it again; `compress verify` names the damaged files",
+        )  # fmt: skip
+    if trainable:
+        base = base_model(model)
+        for placement in checkpoint.sites:
+            packed = base.get_submodule(placement.entry)
+            assert isinstance(packed, PackedLookupFFN)
+            place(base, placement.entry, (), packed.dequantised().eval())
+        model.hf_quantizer.opened = True
+    return model.to(device)
+
+
+def _model_class(folder: Path, trust_remote_code: bool) -> Any:
+    import transformers
+
+    config = read_config_file(folder)
+    architecture = next(iter(config.get("architectures") or ()), None)
+    if trust_remote_code:
+        for auto, reference in (config.get("auto_map") or {}).items():
+            if auto.startswith("AutoModel") and isinstance(reference, str) and reference.endswith(f".{architecture}"):
+                return getattr(transformers, auto)
+    if architecture is None or not hasattr(transformers, architecture):
+        raise CheckpointError(
+            f"transformers {transformers.__version__} has no architecture {architecture}", where=str(folder),
+            remedy="upgrade transformers, or pass trust_remote_code=True where the model brings its own code",
+        )  # fmt: skip
+    return getattr(transformers, architecture)

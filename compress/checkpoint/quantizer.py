@@ -1,0 +1,180 @@
+"""The checkpoint format as transformers sees it: a quantization config and the quantizer that places the students.
+
+Importing this module imports transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..errors import CheckpointError, SiteError
+from ..lookup import LookupFFN, PackedLookupFFN, pack
+from ..sites import base_model, base_model_path, place
+from .format import METHOD, CheckpointConfig, Placement
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LookupQuantizationConfig(QuantizationConfigMixin):
+    """`quantization_config` of a compressed checkpoint; its attributes are the keys, unknown ones included."""
+
+    def __init__(self, **values: Any) -> None:
+        self.quant_method: Any = METHOD
+        self.__dict__.update(values)
+        self.checkpoint()  # a newer format, or a damaged one, is refused before anything is loaded
+
+    def checkpoint(self) -> CheckpointConfig:
+        """Parse the keys."""
+        return CheckpointConfig.from_dict(self.to_dict())
+
+
+class LookupQuantizer(HfQuantizer):
+    """Puts students in their places before the weights are loaded, and tombstones into what is saved."""
+
+    def __init__(self, quantization_config: LookupQuantizationConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.checkpoint = quantization_config.checkpoint()
+        self.opened = False  # whether the students are float32 and trainable
+        if not self.pre_quantized:
+            raise CheckpointError(
+                "a model becomes a LookupFFN model by distillation, not while it is loaded",
+                where="from_pretrained(quantization_config=...)", remedy="run `compress convert MODEL RECIPE`",
+            )  # fmt: skip
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        base = base_model(model)
+        for placement in self.checkpoint.sites:
+            with torch.device("meta"):
+                student = PackedLookupFFN(placement.geometry, placement.table_dtype, placement.hash_dtype)
+            try:
+                place(base, placement.entry, placement.identities, student)
+            except SiteError as error:
+                raise CheckpointError(
+                    f"{placement.name} has no place in this model: {error.message}",
+                    where="config.json, quantization_config.sites",
+                    remedy="load the checkpoint as the architecture that it was made from, with transformers "
+                    f"{self.checkpoint.transformers or 'of the version that it was made with'}",
+                ) from None
+        patterns = {rf"(^|\.){re.escape(placement.tombstone)}$" for placement in self.checkpoint.sites}
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *patterns}
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        base = base_model(model)
+        missing = []
+        for placement in self.checkpoint.sites:
+            student = base.get_submodule(placement.entry)
+            for name, (shape, dtype) in placement.layout().items():
+                parameter = student.get_parameter(name)
+                parameter.requires_grad_(False)
+                _declared_dtype(f"{placement.entry}.{name}", parameter, dtype)
+                if not getattr(parameter, "_is_hf_initialized", False):  # how transformers marks what it has read
+                    missing.append(f"{placement.entry}.{name} {list(shape)}")
+        if missing:
+            raise CheckpointError(
+                f"tensors are missing from the checkpoint or have another shape: {', '.join(missing)}",
+                where=getattr(model.config, "name_or_path", None) or "the checkpoint's safetensors files",
+                remedy="fetch the checkpoint again; `compress verify` names the damaged files",
+            )
+        return model
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Every tensor of the model as it is stored: students packed, tombstones beside them."""
+        state = dict(model.state_dict())
+        prefix = f"{path}." if (path := base_model_path(model)) else ""
+        entries = tuple(f"{prefix}{placement.entry}." for placement in self.checkpoint.sites)
+        state = _narrowed(
+            {name: tensor for name, tensor in state.items() if not name.startswith(entries)}, self.checkpoint.rest_dtype
+        )
+        for placement in self.checkpoint.sites:
+            packed = _packed(model.get_submodule(f"{prefix}{placement.entry}"), placement).state_dict()
+            for name, (_, dtype) in placement.layout().items():
+                state[f"{prefix}{placement.entry}.{name}"] = packed[name].to(dtype)
+            # A slice, because empty storages have no address of their own: all would pass for one tied tensor.
+            state[f"{prefix}{placement.tombstone}"] = torch.zeros(1)[:0]
+        return state, {}
+
+    def is_serializable(self) -> bool:
+        """Students are saved in their storage dtypes, whether packed or open."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Gradients flow through packed students, to adapters for instance, though not into them."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether the students themselves can be trained."""
+        return self.opened
+
+    @property
+    def is_compileable(self) -> bool:
+        """The student's kernel is a custom op with a fake implementation."""
+        return True
+
+
+def attach(model: nn.Module, checkpoint: CheckpointConfig) -> None:
+    """Make a model with packed students what a loaded checkpoint is, so that `save_pretrained` writes the format."""
+    config = LookupQuantizationConfig(**checkpoint.to_dict())
+    model.hf_quantizer = LookupQuantizer(config, pre_quantized=True)  # type: ignore[assignment]
+    model.config.quantization_config = config  # type: ignore[union-attr]
+    model.is_quantized, model.quantization_method = True, METHOD  # type: ignore[assignment]
+
+
+def register() -> None:
+    """Tell transformers about the format; a second call does nothing."""
+    if AUTO_QUANTIZER_MAPPING.get(METHOD) is not LookupQuantizer:
+        register_quantization_config(METHOD)(LookupQuantizationConfig)
+        register_quantizer(METHOD)(LookupQuantizer)
+
+
+def _declared_dtype(name: str, parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    """Undo a harmless widening by transformers (models that keep some modules in float32); refuse anything else."""
+    if parameter.dtype == dtype:
+        return
+    if dtype.is_floating_point and torch.promote_types(parameter.dtype, dtype) == parameter.dtype:
+        parameter.data = parameter.data.to(dtype)
+        return
+    raise CheckpointError(
+        f"{name} is {parameter.dtype}, not {dtype} as config.json says", remedy="fetch the checkpoint again"
+    )
+
+
+def _packed(student: nn.Module, placement: Placement) -> PackedLookupFFN:
+    if isinstance(student, LookupFFN) and student.geometry == placement.geometry:
+        return pack(student, placement.table_dtype, placement.hash_dtype)
+    if isinstance(student, PackedLookupFFN) and placement.fits(student):
+        return student
+    raise CheckpointError(
+        f"{placement.entry} is not the student that the model's quantization_config describes",
+        where=placement.name, remedy="leave the students of a loaded checkpoint in their places, sizes and dtypes",
+    )  # fmt: skip
+
+
+def _narrowed(state: dict[str, Tensor], dtype_name: str | None) -> dict[str, Tensor]:
+    """Float32 tensors in a narrower dtype where it holds them exactly; tied tensors stay tied."""
+    if dtype_name not in ("bfloat16", "float16"):
+        return state
+    dtype = getattr(torch, dtype_name)
+    done: dict[tuple[Any, ...], Tensor] = {}
+    for name, tensor in state.items():
+        if tensor.dtype == torch.float32:
+            place_in_memory = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            if place_in_memory not in done:
+                narrow = tensor.to(dtype)
+                done[place_in_memory] = narrow if torch.equal(narrow.to(torch.float32), tensor) else tensor
+            state[name] = done[place_in_memory]
+    return state
