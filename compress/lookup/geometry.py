@@ -55,7 +55,7 @@ class Geometry:
             refuse("tables", 0, "keep at least a table, a code or a neuron")
         if self.tables and self.projection == "lowrank" and self.rank < 1:
             refuse("rank", self.rank, "projection lowrank hashes the code: give it a rank of at least 1")
-        if self.projection == "bh4" and (self.block < 1 or self.padded % self.block):
+        if self.tables and self.projection == "bh4" and (self.block < 1 or self.padded % self.block):
             refuse("block", self.block, f"choose a power of two that divides the padded width {self.padded}")
 
     @property

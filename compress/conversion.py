@@ -1,0 +1,195 @@
+"""Convert a pretrained model, from a recipe to a checkpoint, as a job that can be killed and resumed."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Placement, save_checkpoint, write_report
+from .data import Corpus, EvalData, check_data, load_corpus, load_examples
+from .distill.activations import Tap
+from .distill.job import Job, hash_file
+from .distill.stages import Stages
+from .errors import RecipeError
+from .evaluate import Report, evaluate
+from .lookup import LookupFFN, pack
+from .models import Pretrained, load_pretrained
+from .plan import Plan, make_plan
+from .recipe import Recipe, load_recipe, restore_recipe
+from .sites import find_norms, find_sites, swap
+
+Announce = Callable[[Plan], None]
+_WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+
+
+@dataclass
+class _Prepared:
+    """Everything a conversion works with, loaded and checked."""
+
+    recipe: Recipe
+    pretrained: Pretrained
+    corpus: Corpus
+    examples: EvalData
+    plan: Plan
+    taps: list[Tap]  # of the sites that are converted
+    fingerprints: dict[str, str]
+
+
+def convert(
+    model: str, recipe: str | Path, out: str | Path, *, data: str | None = None, overrides: Sequence[str] = (),
+    device: str | None = None, threads: int | None = None, dry_run: bool = False, trust_remote_code: bool = False,
+    announce: Announce = lambda plan: None,
+) -> Report | None:  # fmt: skip
+    """Convert `model` (hub id or folder) by `recipe` (path or bundled name) into the checkpoint folder `out`.
+
+    data: a path or hub:NAME in place of the recipe's.  overrides: `key=value` as with --set.  announce: told the plan
+    once everything is checked.  With `dry_run` nothing is written and None comes back; otherwise the final report.
+    Raises a CompressError for whatever a user can mend, before any training has begun.
+    """
+    out = Path(out)
+    chosen = load_recipe(recipe, overrides)
+    chosen = chosen if data is None else chosen.with_data(data)
+    if not chosen.has_data:
+        raise RecipeError(
+            "the recipe names no data to distil on", where=f"{recipe}, data.path",
+            remedy="pass --data PATH (or hub:NAME), or put data.path into the recipe",
+        )  # fmt: skip
+    if not dry_run:
+        Job.check_free(out)
+    check_data(chosen.data)
+    options = _use_machine(device, threads, trust_remote_code)
+    prepared = _prepare(model, chosen, options)
+    announce(prepared.plan)
+    if dry_run:
+        return None
+    folder = Path(model).expanduser()
+    job = Job.create(
+        out,
+        {
+            "source": str(folder.resolve()) if folder.is_dir() else model,
+            "recipe": {"name": str(recipe), "text": chosen.text, "values": chosen.stored()},
+            "options": options,
+            "fingerprints": prepared.fingerprints,
+            "plan": prepared.plan.to_dict(),
+        },
+    )
+    return _run(job, prepared)
+
+
+def resume(
+    out: str | Path, *, overrides: Sequence[str] = (), device: str | None = None, threads: int | None = None,
+    announce: Announce = lambda plan: None,
+) -> Report | None:  # fmt: skip
+    """Go on with the job in `out`, on the device and threads it began with unless told otherwise.
+
+    overrides: settings of stages that have not begun. None comes back where the job is finished already.
+    Raises JobError where there is no job, it runs elsewhere, or model, data or recipe changed since it began.
+    """
+    job = Job.open(Path(out))
+    if job.journal["state"] == "finished":
+        return None
+    recorded = job.journal["options"]
+    options = _use_machine(device or recorded["device"], threads or recorded["threads"], recorded["trust_remote_code"])
+    stored = job.journal["recipe"]
+    recipe = restore_recipe(stored["values"], stored["text"], stored["name"], overrides)
+    prepared = _prepare(job.journal["source"], recipe, options)
+    job.check_fingerprints(prepared.fingerprints, ignore=set(_stage_fingerprints(recipe)) - job.stages_begun())
+    announce(prepared.plan)
+    job.journal["recipe"]["values"] = recipe.stored()
+    job.journal["options"] = options
+    job.journal["fingerprints"] = prepared.fingerprints
+    job.write()
+    return _run(job, prepared)
+
+
+def _use_machine(device: str | None, threads: int | None, trust_remote_code: bool) -> dict[str, Any]:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return {"device": device, "threads": torch.get_num_threads(), "trust_remote_code": trust_remote_code}
+
+
+def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
+    pretrained = load_pretrained(
+        source, trust_remote_code=options["trust_remote_code"], device=options["device"]
+    )  # fmt: skip
+    sites = find_sites(pretrained.model)
+    corpus = load_corpus(recipe.data, pretrained, recipe.seed)
+    plan = make_plan(sites, recipe, corpus)
+    if recipe.eval.data is None:
+        examples = EvalData.held_out(corpus.holdout, pretrained.task, corpus.description)
+    else:
+        examples = load_examples(recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length)
+    norms = find_norms(pretrained.model, sites)
+    taps = [Tap(entry.site, norms[entry.site.name]) for entry in plan.converted]
+    weights = sorted(path for pattern in _WEIGHTS for path in pretrained.folder.glob(pattern))
+    fingerprints = {
+        "model": "".join(hash_file(path) for path in weights),
+        "data": corpus.fingerprint,
+        **_stage_fingerprints(recipe),
+    }
+    return _Prepared(recipe, pretrained, corpus, examples, plan, taps, fingerprints)
+
+
+def _stage_fingerprints(recipe: Recipe) -> dict[str, str]:
+    """What each stage of the recipe depends on: a stage that has not begun may still be changed."""
+    return {
+        "distill": recipe.fingerprint("version", "sites", "lookup", "overrides", "fit", "distill", "seed"),
+        "finetune": recipe.fingerprint("finetune"),
+        "pack": recipe.fingerprint("pack"),
+        "evaluate": recipe.fingerprint("eval"),
+    }
+
+
+def _run(job: Job, prepared: _Prepared) -> Report:
+    with job.lock():
+        started = time.monotonic()
+        converted = replace(prepared.pretrained, model=copy.deepcopy(prepared.pretrained.model))
+        stages = Stages(
+            job, prepared.recipe, prepared.plan, prepared.taps, prepared.pretrained, converted, prepared.corpus
+        )
+        stages.distill()
+        stages.finetune()
+        for model in (converted.model, prepared.pretrained.model):
+            torch.nn.Module.to(model, "cpu")
+        _pack(job, prepared, converted)
+        report = _evaluate(job, prepared, converted)
+        job.journal["seconds"] = job.journal.get("seconds", 0.0) + time.monotonic() - started
+        write_report(job.out, {**report.to_dict(), "seconds": job.journal["seconds"]})
+        job.finish()
+    return report
+
+
+def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
+    """Round the students to their storage dtypes; write the checkpoint beside the journal, then move it into place."""
+    placements = []
+    for entry, tap in zip(prepared.plan.converted, prepared.taps, strict=True):
+        student = converted.model.get_submodule(tap.site.entry)
+        assert isinstance(student, LookupFFN)
+        packed = pack(student, prepared.plan.table_dtype, entry.hash_dtype).eval()  # type: ignore[arg-type]
+        swap(converted.model, replace(tap.site, identities=()), packed)
+        placements.append(Placement.of(converted.model, tap.site, packed))
+    if job.unit("pack"):
+        return
+    staging = job.folder / "checkpoint"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    save_checkpoint(
+        staging, model=converted.model, source=prepared.pretrained, placements=placements,
+        recipe_text=prepared.recipe.text, resolved_recipe=prepared.recipe.dump(), report=None,
+        probe_batch=next(iter(prepared.corpus.holdout.batches(1))),
+    )  # fmt: skip
+    job.publish(staging)
+    job.finish_unit("pack", {})
+
+
+def _evaluate(job: Job, prepared: _Prepared, converted: Pretrained) -> Report:
+    compressed = replace(converted, source=str(job.out), folder=job.out)
+    return evaluate((prepared.pretrained, compressed), data=prepared.examples)

@@ -1,0 +1,150 @@
+"""What sites see and answer during a forward pass, recorded by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Split, token_mask
+from ..lookup import LookupFFN
+from ..sites import Site
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a site is observed: the site, and the norm that first sees residual plus FFN output (None: no norm)."""
+
+    site: Site
+    norm: str | None
+
+
+@dataclass
+class Trace:
+    """One site's tensors of one forward pass, one entry a call: inputs x, FFN outputs y, inputs of the norm behind."""
+
+    x: list[Tensor] = field(default_factory=list)
+    y: list[Tensor] = field(default_factory=list)
+    behind: list[Tensor] = field(default_factory=list)
+
+    def rows(self, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [N, d_in], y and behind [N, d_out] over all calls, only the positions that `keep` [B * T] marks."""
+        behind = self.behind or self.y
+
+        def join(parts: list[Tensor]) -> Tensor:
+            flat = [part.reshape(-1, part.shape[-1]) for part in parts]
+            return torch.cat([part if keep is None else part[keep] for part in flat]).float()
+
+        return join(self.x), join(self.y), join(behind)
+
+
+class _PassedLastTap(Exception):
+    """Ends a forward pass early: nothing behind the last tap is wanted."""
+
+
+@contextmanager
+def observe(model: nn.Module, taps: Sequence[Tap], *, stop: bool = False) -> Iterator[dict[str, Trace]]:
+    """Record the taps' tensors of one forward pass inside the block; with `stop` the pass ends behind the last one.
+
+    Works on a dense site (outputs of its output linear) and on a replaced one (outputs of the student) alike.
+    """
+    traces = {tap.site.name: Trace() for tap in taps}
+    handles = []
+    last = taps[-1].site.name if stop and taps else None
+
+    def attach(tap: Tap) -> None:
+        name, trace = tap.site.name, traces[tap.site.name]
+        entry = model.get_submodule(tap.site.entry)
+        answer = entry if isinstance(entry, LookupFFN) else model.get_submodule(tap.site.output)
+
+        def on_entry(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            trace.x.append(args[0] if args else next(iter(kwargs.values())))
+
+        def on_answer(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            trace.y.append(output)
+            if tap.norm is None and name == last:
+                raise _PassedLastTap
+
+        def on_norm(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if len(trace.behind) < len(trace.y):
+                trace.behind.append(args[0])
+                if name == last:
+                    raise _PassedLastTap
+
+        handles.append(entry.register_forward_pre_hook(on_entry, with_kwargs=True))
+        handles.append(answer.register_forward_hook(on_answer))
+        if tap.norm is not None:
+            handles.append(model.get_submodule(tap.norm).register_forward_pre_hook(on_norm))
+
+    try:
+        for tap in taps:
+            attach(tap)
+        yield traces
+    except _PassedLastTap:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class Activations:
+    """A site's training data: x [N, d_in] and residual [N, d_out] as the student will meet them, goal [N, d_out].
+
+    The student's answer should make residual + y equal to the goal, the dense model's residual plus FFN output.
+    """
+
+    x: Tensor
+    residual: Tensor
+    goal: Tensor
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def rows(self, index: Tensor) -> Activations:
+        """A selection of tokens."""
+        return Activations(self.x[index], self.residual[index], self.goal[index])
+
+
+@torch.no_grad()
+def collect(
+    dense: nn.Module, converted: nn.Module | None, tap: Tap, split: Split, steps: range, batch_tokens: int, seed: int
+) -> Activations:
+    """Run the batches `steps` of a split through both models up to the norm behind the site.
+
+    Inputs come from the converted prefix, or from the dense model where `converted` is None; goals always from the
+    dense model.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for step in steps:
+        batch = {key: value.to(_device(dense)) for key, value in split.batch(step, batch_tokens, seed).items()}
+        parts.append(_record(dense, converted, tap, batch))
+    x, residual, goal = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Activations(x, residual, goal)
+
+
+def _record(
+    dense: nn.Module, converted: nn.Module | None, tap: Tap, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    mask = token_mask(batch)
+    keep = None if mask is None else mask.reshape(-1)
+    x, y, goal = forward_to(dense, tap, batch).rows(keep)
+    behind = goal
+    if converted is not None:
+        x, y, behind = forward_to(converted, tap, batch).rows(keep)
+    return x, behind - y if tap.norm is not None else torch.zeros_like(y), goal
+
+
+def forward_to(model: nn.Module, tap: Tap, batch: dict[str, Tensor]) -> Trace:
+    """The trace of one site, the forward pass ended behind it."""
+    with observe(model, [tap], stop=True) as traces:
+        model(**batch)
+    return traces[tap.site.name]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,70 @@
+"""Adam over a student's parameters, with step sizes that follow each parameter's own scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..lookup import LookupFFN
+
+BETAS = (0.9, 0.99)  # a row is read by about 1 % of the tokens, so table gradients are noisy
+TABLE_FACTOR = 3.0  # tables learn faster than what feeds them (docs/method.md)
+AUTO_LEARNING_RATE = 1e-2  # of a parameter's own scale, a step
+
+
+def student_groups(student: LookupFFN, rate: float, answer_scale: float) -> list[dict[str, object]]:
+    """Parameter groups for one student: step size = rate times the parameter's scale.
+
+    The scale is the root mean square at the start; for tables, which may start near zero, the size of rows that
+    together would make an answer of deviation `answer_scale`.
+    """
+    groups: list[dict[str, object]] = []
+    for name, parameter in student.named_parameters():
+        scale = float(parameter.detach().square().mean().sqrt())
+        if name == "tables":
+            scale = TABLE_FACTOR * answer_scale / math.sqrt(student.geometry.tables)
+        elif name == "bias":
+            scale = answer_scale
+        elif name == "log_temperature" or name.startswith("hash.projection.bias") or name == "code.bias":
+            scale = 1.0
+        groups.append({"params": [parameter], "lr": rate * max(scale, 1e-8)})
+    return groups
+
+
+def relative_groups(parameters: Iterable[nn.Parameter], rate: float) -> list[dict[str, object]]:
+    """Parameter groups for weights of the dense model that are trained along."""
+    return [{"params": [p], "lr": rate * max(float(p.detach().square().mean().sqrt()), 1e-8)} for p in parameters]
+
+
+def adam(groups: list[dict[str, object]]) -> torch.optim.Adam:
+    """One fused pass over parameters, gradients and moments."""
+    return torch.optim.Adam(groups, betas=BETAS, fused=True)
+
+
+def scheduled(step: int, steps: int, warmup: float = 0.05) -> float:
+    """Share of the peak step size at a step: linear warm-up, then a half cosine to zero."""
+    warm = max(1.0, warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
+
+
+class Schedule:
+    """Scales every group's step size by `scheduled`."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer, steps: int) -> None:
+        self.optimiser, self.steps = optimiser, steps
+        self.peaks = [group["lr"] for group in optimiser.param_groups]
+
+    def set(self, step: int) -> None:
+        """Set the step sizes for a step."""
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * scheduled(step, self.steps)
+
+
+def clip(parameters: Iterable[Tensor], limit: float) -> None:
+    """Bound the gradient's norm, so that one odd batch cannot throw the student off."""
+    torch.nn.utils.clip_grad_norm_(list(parameters), limit)

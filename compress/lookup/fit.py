@@ -1,0 +1,161 @@
+"""The closed-form start of a student: neurons, code, linear path, hash and tables from one site's data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..dense import DenseWeights
+from .ffn import LookupFFN
+from .least_squares import (
+    reduced_rank_regression,
+    ridge_regression,
+    table_least_squares,
+    weighted_centre,
+    whitening,
+)
+from .projections import ACDCProjection, BH4Projection, DenseProjection
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """What a site sees and should answer, N tokens of it, float32.
+
+    x [N, d_in] inputs, y [N, d_out] wanted outputs, token_weight [N] and channel_weight [d_out]: how much an error
+    counts behind the residual and the norm.
+    """
+
+    x: Tensor
+    y: Tensor
+    token_weight: Tensor
+    channel_weight: Tensor
+
+
+@torch.no_grad()
+def fit(
+    student: LookupFFN, data: SiteData, dense: DenseWeights, *, ridge: float, generator: torch.Generator,
+    table_steps: int = 8, table_shrink: float = 16.0,
+) -> None:  # fmt: skip
+    """Set every parameter of `student` from data and the dense FFN's weights.
+
+    In order: neurons by importance; the code by reduced-rank regression; linear path, neurons' outputs and bias by
+    ridge regression together; the hash centred and scaled on the data; the tables by a few conjugate-gradient steps on
+    what is left (`table_steps` = 0 leaves them zero).
+    """
+    g, weight = student.geometry, data.token_weight / data.token_weight.mean()
+    x, x_mean = weighted_centre(data.x, weight)
+    y, y_mean = weighted_centre(data.y, weight)
+
+    hidden = dense.hidden(data.x, g.activation)  # [N, f]
+    importance = neuron_importance(x, hidden, dense, weight, data.channel_weight, ridge)  # [f]
+    kept = torch.empty(data.x.shape[0], 0, dtype=x.dtype, device=x.device)
+    if student.neurons is not None:
+        chosen = importance.topk(g.neurons).indices.sort().values
+        _keep_neurons(student, dense, chosen)
+        kept = hidden[:, chosen]  # [N, n]
+
+    h = torch.empty(data.x.shape[0], 0, dtype=x.dtype, device=x.device)
+    if student.code is not None:
+        centred, _ = weighted_centre(kept, weight)
+        rest = y - centred @ ridge_regression(centred, y, weight, ridge) if g.neurons else y
+        directions = _code_directions(x, rest, dense, importance, weight, data.channel_weight, g.rank, ridge)
+        student.code.weight.copy_(directions)
+        h = x @ student.code.weight.T  # [N, r], centred
+        scale = h.std(0).clamp_min(1e-8)
+        student.code.weight.div_(scale[:, None])
+        student.code.bias.copy_(-student.code.weight @ x_mean)
+        h = h / scale
+
+    features, feature_mean = weighted_centre(torch.cat((h, kept), 1), weight)  # [N, r + n]
+    rest, offset = y, y_mean
+    if features.shape[1]:
+        solution = ridge_regression(features, y, weight, ridge)  # [r + n, d_out]
+        rest, offset = y - features @ solution, y_mean - feature_mean @ solution
+        if student.linear is not None:
+            student.linear.weight.copy_(solution[: g.rank].T)
+        if student.neurons is not None:
+            student.neurons.down.weight.copy_(solution[g.rank :].T)
+    student.bias.copy_(offset)
+
+    if g.tables:
+        inputs = student.hash_input(data.x, h if g.rank else None)
+        _start_hash(student, inputs, dense, importance, weight, generator)
+        student.tables.zero_()
+        if table_steps:
+            codes, weights = student.read(student.hash(inputs))
+            student.tables.copy_(
+                table_least_squares(codes, weights, rest, g.rows, weight, shrink=table_shrink, steps=table_steps)
+            )
+
+
+def neuron_importance(
+    x: Tensor, hidden: Tensor, dense: DenseWeights, weight: Tensor, channel_weight: Tensor, ridge: float
+) -> Tensor:
+    """How much is lost without each neuron: deviation of what no linear map of x gives, times its column's norm.
+
+    x centred [N, d_in], hidden [N, f] -> [f].
+    """
+    centred, _ = weighted_centre(hidden, weight)
+    unexplained = centred - x @ ridge_regression(x, centred, weight, ridge)
+    deviation = (weight[:, None] * unexplained.square()).mean(0).sqrt()
+    return deviation * (dense.down * channel_weight[:, None]).norm(dim=0)
+
+
+def _keep_neurons(student: LookupFFN, dense: DenseWeights, chosen: Tensor) -> None:
+    neurons = student.neurons
+    assert neurons is not None
+    for linear, matrix, bias in (
+        (neurons.gate, dense.gate, dense.gate_bias),
+        (neurons.up, dense.up, dense.up_bias),
+    ):
+        if linear is not None and matrix is not None:
+            linear.weight.copy_(matrix[chosen])
+            linear.bias.copy_(bias[chosen] if bias is not None else torch.zeros_like(linear.bias))
+
+
+def _code_directions(
+    x: Tensor, rest: Tensor, dense: DenseWeights, importance: Tensor, weight: Tensor, channel_weight: Tensor,
+    rank: int, ridge: float,
+) -> Tensor:  # fmt: skip
+    # The code serves the linear path (through which x should explain the output) and the hash (which should see what
+    # the important neurons see): both targets, each scaled to the same total variance.
+    output = rest * channel_weight
+    before = (x @ dense.gate.T) * (importance / dense.gate.norm(dim=1).clamp_min(1e-8))
+    targets = [part / part.square().mean().sqrt().clamp_min(1e-12) / part.shape[1] ** 0.5 for part in (output, before)]
+    return reduced_rank_regression(x, torch.cat(targets, 1), weight, rank, ridge)
+
+
+def _start_hash(
+    student: LookupFFN, inputs: Tensor, dense: DenseWeights, importance: Tensor, weight: Tensor,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    """Directions of the hash, then centred and scaled so that every z has mean 0 and deviation 1 on the data."""
+    g, projection = student.geometry, student.hash.projection
+    if isinstance(projection, DenseProjection):
+        width = projection.weight.shape[1]
+        noise = torch.randn(g.hash_bits, width, generator=generator).to(projection.weight)
+        projection.weight.copy_(noise @ whitening(inputs, weight))
+        if g.projection == "dense":
+            # The most important neurons' own hyperplanes; random ones where there are more bits than neurons.
+            order = importance.argsort(descending=True)[: g.hash_bits]
+            projection.weight[: len(order)] = dense.gate[order]
+    elif isinstance(projection, BH4Projection | ACDCProjection):
+        projection.weight.copy_(_structured_noise(projection, generator))
+    projection.bias.zero_()  # type: ignore[operator]
+    z = projection(inputs)  # [N, H * t]
+    _, mean = weighted_centre(z, weight)
+    if isinstance(projection, DenseProjection):
+        deviation = z.std(0).clamp_min(1e-8)
+        projection.weight.div_(deviation[:, None])
+        mean = mean / deviation
+    projection.bias.copy_(-mean)  # type: ignore[operator]
+
+
+def _structured_noise(projection: BH4Projection | ACDCProjection, generator: torch.Generator) -> Tensor:
+    weight = projection.weight
+    noise = torch.randn(weight.shape, generator=generator).to(weight)
+    if isinstance(projection, BH4Projection):
+        return noise / (weight.shape[-1] * projection.padded) ** 0.5
+    return noise.sign()  # random signs keep ACDC orthogonal

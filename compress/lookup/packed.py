@@ -1,0 +1,146 @@
+"""Packing: a trained LookupFFN in its storage dtypes, run by the native kernel."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .. import kernels
+from ..errors import CompressError
+from .ffn import LookupFFN
+from .geometry import Geometry
+
+TableDtype = Literal["int8", "bfloat16", "float32"]
+HashDtype = Literal["bfloat16", "float32"]
+
+_DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_INT8_MAX = 127
+
+
+def packed_layout(
+    geometry: Geometry, table_dtype: TableDtype, hash_dtype: HashDtype
+) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Names, shapes and dtypes of the tensors that a packed student stores.
+
+    Tables are in `table_dtype` (int8 with a float32 scale a row), every weight matrix in `hash_dtype`, vectors in
+    float32. Raises CompressError for an unknown dtype.
+    """
+    for key, value, allowed in (
+        ("table_dtype", table_dtype, ("int8", "bfloat16", "float32")),
+        ("hash_dtype", hash_dtype, ("bfloat16", "float32")),
+    ):
+        if value not in allowed:
+            raise CompressError(f"unknown {key} {value!r}", where=key, remedy=f"choose one of {', '.join(allowed)}")
+    with torch.device("meta"):
+        state = LookupFFN.from_geometry(geometry).state_dict()
+    layout = {}
+    for name, tensor in state.items():
+        if name == "tables":
+            layout[name] = tensor.shape, _DTYPES[table_dtype]
+            if table_dtype == "int8":
+                layout["scales"] = tensor.shape[:-1], torch.float32
+        else:
+            layout[name] = tensor.shape, _DTYPES[hash_dtype] if name.endswith(".weight") else torch.float32
+    return layout
+
+
+def quantise_rows(tables: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 with one scale a row: float [..., d] -> int8 [..., d], float32 [...], row = scale * int8."""
+    scales = tables.abs().amax(dim=-1).float() / _INT8_MAX
+    rounded = torch.round(tables / torch.where(scales > 0, scales, 1.0)[..., None])
+    return rounded.clamp(-_INT8_MAX, _INT8_MAX).to(torch.int8), scales
+
+
+class PackedLookupFFN(nn.Module):
+    """A LookupFFN for inference, [..., d_in] -> [..., d_out], with tensors in canonical shapes and storage dtypes.
+
+    On the CPU the fused native kernel runs it; elsewhere, without the kernel or where a gradient is asked for, its
+    dequantised parameters run in float32 PyTorch, which is also what the kernel is tested against.
+    """
+
+    def __init__(self, geometry: Geometry, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "bfloat16"):
+        super().__init__()
+        self.geometry, self.table_dtype, self.hash_dtype = geometry, table_dtype, hash_dtype
+        for name, (shape, dtype) in packed_layout(geometry, table_dtype, hash_dtype).items():
+            *parents, leaf = name.split(".")
+            owner: nn.Module = self
+            for parent in parents:
+                if not hasattr(owner, parent):
+                    owner.add_module(parent, nn.Module())
+                owner = owner.get_submodule(parent)
+            owner.register_parameter(leaf, nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False))
+        self._forget()
+
+    def _forget(self) -> None:
+        # Derived from the parameters, so kept out of the module tree: never saved, never moved, made when first used.
+        self._prepared: tuple[list[Tensor], list[int]] | None = None
+        object.__setattr__(self, "_reference", None)
+
+    @torch.no_grad()
+    def dequantised(self) -> LookupFFN:
+        """A trainable float32 LookupFFN with exactly the parameters that are stored."""
+        state = {name: value.detach().float() for name, value in self.state_dict().items()}
+        scales = state.pop("scales", None)
+        if scales is not None:
+            state["tables"] = state["tables"] * scales[..., None]
+        device = self.get_parameter("bias").device
+        with torch.device("meta"):
+            student = LookupFFN.from_geometry(self.geometry)
+        student = student.to_empty(device=device)
+        student.load_state_dict(state)
+        return student
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_in] -> [..., d_out], in the dtype of x; arithmetic is float32."""
+        if x.device.type == "cpu" and kernels.available() and not (x.requires_grad and torch.is_grad_enabled()):
+            if self._prepared is None:
+                self._prepared = kernels.prepare(self.state_dict(), self.geometry)
+            weights, geometry = self._prepared
+            rows = x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()  # [N, d_in]
+            y = torch.ops.compress.lookup_ffn(rows, weights, geometry)  # [N, d_out]
+            return y.view(*x.shape[:-1], -1).to(x.dtype)
+        return self._float32()(x)
+
+    def _float32(self) -> LookupFFN:
+        reference: LookupFFN | None = self.__dict__["_reference"]
+        if reference is None:
+            reference = self.dequantised().requires_grad_(False)
+            object.__setattr__(self, "_reference", reference)
+        return reference
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLookupFFN:
+        self._forget()
+
+        def move(tensor: Tensor) -> Tensor:  # a model's cast to bfloat16 must not round what is stored wider
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None, "_reference": None}
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(model)."""
+        sizes = {**self.geometry.to_dict(), "table_dtype": self.table_dtype, "hash_dtype": self.hash_dtype}
+        return ", ".join(f"{key}={value}" for key, value in sizes.items())
+
+
+@torch.no_grad()
+def pack(ffn: LookupFFN, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "bfloat16") -> PackedLookupFFN:
+    """Round a trained student to its storage dtypes.
+
+    Tables in `table_dtype` (int8: one float32 scale a row), weight matrices in `hash_dtype`, the rest in float32.
+    """
+    packed = PackedLookupFFN(ffn.geometry, table_dtype, hash_dtype).to(ffn.bias.device)
+    state = {name: value.detach().clone() for name, value in ffn.state_dict().items()}
+    if "tables" in state and table_dtype == "int8":
+        state["tables"], state["scales"] = quantise_rows(state["tables"])
+    packed.load_state_dict(state)
+    return packed

@@ -1,0 +1,131 @@
+"""The plan of a conversion: which site becomes which student, at what cost; made and checked before hours are spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import CompressError
+from .lookup import Geometry
+from .lookup.budget import DenseGeometry, Sizes, cost, fill, stored_bytes
+from .recipe import LookupSettings, Recipe, match_sites
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .data import Corpus
+    from .sites import Site
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """One site and its student's geometry; None keeps the site dense."""
+
+    site: Site
+    geometry: Geometry | None
+    hash_dtype: str
+
+    @property
+    def dense(self) -> DenseGeometry:
+        """Sizes of the dense FFN."""
+        return dense_geometry(self.site)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All sites of a conversion and what was clamped or is worth knowing before it starts."""
+
+    sites: tuple[SitePlan, ...]
+    table_dtype: str
+    notes: tuple[str, ...]
+
+    @property
+    def converted(self) -> tuple[SitePlan, ...]:
+        """The sites that get a student."""
+        return tuple(entry for entry in self.sites if entry.geometry is not None)
+
+    @property
+    def cost(self) -> float:
+        """Multiply-adds of all FFNs over the dense ones', sites kept dense included."""
+        total = sum(entry.dense.cost for entry in self.sites)
+        return sum(cost(e.geometry) if e.geometry else e.dense.cost for e in self.sites) / total
+
+    @property
+    def memory(self) -> float:
+        """Stored bytes of the students over the int8 bytes of the dense FFNs that they replace."""
+        total = sum(entry.dense.int8_bytes for entry in self.converted)
+        return sum(self._stored(entry) for entry in self.converted) / total
+
+    def _stored(self, entry: SitePlan) -> int:
+        assert entry.geometry is not None
+        return stored_bytes(entry.geometry, self.table_dtype, entry.hash_dtype)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the journal and for --json."""
+        return {
+            "cost": self.cost,
+            "memory": self.memory,
+            "notes": list(self.notes),
+            "sites": {e.site.name: e.geometry.to_dict() if e.geometry else None for e in self.sites},
+        }
+
+    def table(self) -> Table:
+        """The plan as a rich table."""
+        from rich.table import Table
+
+        table = Table(title=f"Plan: {self.cost:.3f} of the FFNs' multiply-adds, {self.memory:.1f}x their int8 bytes")
+        for column in ("site", "dense", "student", "cost", "bytes"):
+            table.add_column(column, justify="left" if column in ("site", "student") else "right")
+        for entry in self.sites:
+            dense, g = entry.dense, entry.geometry
+            shape = f"{dense.d_in}-{dense.d_hidden}-{dense.d_out} {dense.activation}{' gated' if dense.gated else ''}"
+            if g is None:
+                table.add_row(entry.site.name, shape, "kept dense", "1", "1x")
+                continue
+            student = f"{g.tables} tables x {g.bits} bits ({g.projection}), code {g.rank}, {g.neurons} neurons"
+            stored = self._stored(entry) / dense.int8_bytes
+            table.add_row(entry.site.name, shape, student, f"{cost(g) / dense.cost:.3f}", f"{stored:.1f}x")
+        return table
+
+
+def dense_geometry(site: Site) -> DenseGeometry:
+    """Sizes of a site's dense FFN, for the budget."""
+    return DenseGeometry(site.d_in, site.d_hidden, site.d_out, site.gated, site.activation)
+
+
+def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus) -> Plan:
+    """Match the recipe to the sites and fill every size that it leaves open.
+
+    Raises RecipeError where a pattern hits nothing, CompressError where sizes do not fit a site or its budget.
+    """
+    settings = match_sites(recipe, [site.name for site in sites])
+    tokens = recipe.distill.steps * recipe.distill.batch_tokens + recipe.finetune.steps * recipe.finetune.batch_tokens
+    entries = []
+    for site in sites:
+        chosen = settings[site.name]
+        try:
+            geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens)
+        except CompressError as error:
+            raise type(error)(error.message, where=f"{error.where}, site {site.name}", remedy=error.remedy) from None
+        entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype))
+    notes = [corpus.description]
+    if recipe.fit.tokens > corpus.train.tokens:
+        notes.append(f"fit.tokens = {recipe.fit.tokens:,} is clamped to the {corpus.train.tokens:,} there are")
+    epochs = tokens / corpus.train.tokens
+    notes.append(f"each site sees {tokens:,} tokens in training, {epochs:.1f} times the data")
+    return Plan(tuple(entries), recipe.pack.table_dtype, tuple(notes))
+
+
+def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int) -> Geometry:
+    def fixed(value: int | str) -> int | None:
+        return None if value == "auto" else int(value)
+
+    sizes = Sizes(
+        settings.budget, settings.memory, fixed(settings.tables), fixed(settings.bits), fixed(settings.rank),
+        fixed(settings.neurons),
+    )  # fmt: skip
+    return fill(
+        dense_geometry(site), sizes, tokens, table_dtype=recipe.pack.table_dtype, hash_dtype=settings.hash_dtype,
+        projection=settings.projection, block=settings.block, read=settings.read,
+    )  # fmt: skip
