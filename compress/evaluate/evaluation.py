@@ -1,0 +1,184 @@
+"""Evaluate a compressed model beside its dense one: load both, measure, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint import read_config
+from ..data import EvalData, load_examples
+from ..data.inputs import longest_sequence
+from ..distill.job import FOLDER as JOB_FOLDER
+from ..distill.job import Job
+from ..errors import CheckpointError, DataError, ModelError
+from ..hub import local_folder
+from ..models import Pretrained, load_pretrained
+from ..recipe import parse_recipe
+from ..recipe.settings import HUB
+from ..sites import Site, find_norms, find_sites
+from . import quality, sizes
+from .inputs import make_pool
+from .latency import BATCHES, SECONDS, measure_latency, threads_set
+from .report import Report
+from .setting import public_name, setting
+from .site_errors import site_errors
+from .students import Student, ffn_cost, ffn_sizes, students
+
+SEQUENCE_LENGTH = 128  # tokens of a sequence whose pass is timed
+
+
+def evaluate(
+    checkpoint: str | Path | tuple[Pretrained, Pretrained],
+    against: str | Path | None = None,
+    data: str | Path | EvalData | None = None,
+    *,
+    limit_tokens: int | None = None,
+    threads: int | None = None,
+    latency: bool = True,
+    batches: Sequence[int] = BATCHES,
+    seconds: float = SECONDS,
+    trust_remote_code: bool = False,
+) -> Report:
+    """Compare a compressed model with its dense one on the same inputs.
+
+    checkpoint: a compressed folder, or (dense, compressed) in memory.  against: the dense model, by default the source
+    that the checkpoint names.  data: a path, `hub:NAME` or loaded data; by default the recipe's `eval.data`.
+    limit_tokens: evaluate on about so many tokens, evenly spread.  threads: of torch and the kernel; None: as they are.
+    batches, seconds: sequences a timed pass, and how long each row of the latency is measured.
+    Raises CheckpointError without a student, ModelError where the two are no pair or the dense one is not known,
+    DataError where there is no data or it does not fit the model.
+    """
+    folder = None if isinstance(checkpoint, tuple) else _folder(str(checkpoint))
+    if data is None:
+        data = _recipe_data(folder)
+    dense, compressed = _pair(checkpoint, folder, against, trust_remote_code)
+    examples = data if isinstance(data, EvalData) else load_examples(str(data), dense)
+    if limit_tokens is not None:
+        examples = examples.limited(limit_tokens)
+    sites = find_sites(dense.model)
+    found = _students(compressed, sites)
+    with threads_set(threads) as count:
+        metrics, agreement = quality.compare(dense, compressed, examples)
+        errors = site_errors(
+            dense.model, compressed.model, sites, find_norms(dense.model, sites), found, _inputs(examples, dense)
+        )
+        rows = []
+        if latency:
+            pool = make_pool(_inputs(examples, dense), _timed_length(dense))
+            rows = measure_latency(
+                dense.task, dense.model, compressed.model, sites, pool, batches=batches, seconds=seconds
+            )
+        return Report(
+            quality=metrics,
+            agreement=agreement,
+            latency=rows,
+            size=_sizes(dense, compressed, sites, found),
+            sites=errors,
+            cost=ffn_cost(sites, found),
+            setting=setting(dense, compressed, examples, count),
+        )
+
+
+def _folder(checkpoint: str) -> Path:
+    """Find the checkpoint's folder, which is looked at before anything is loaded."""
+    path = Path(checkpoint)
+    if (path / JOB_FOLDER).is_dir() and not (path / "config.json").is_file():
+        raise CheckpointError(
+            "the conversion in this folder is not finished", where=checkpoint,
+            remedy=f"go on with it: compress resume {checkpoint}",
+        )  # fmt: skip
+    folder, _ = local_folder(checkpoint)
+    read_config(folder)
+    return folder
+
+
+def _pair(
+    checkpoint: str | Path | tuple[Pretrained, Pretrained], folder: Path | None, against: str | Path | None,
+    trust_remote_code: bool,
+) -> tuple[Pretrained, Pretrained]:  # fmt: skip
+    if isinstance(checkpoint, tuple):
+        dense, compressed = checkpoint
+    else:
+        assert folder is not None
+        source = str(against) if against is not None else _source(folder)
+        dense = load_pretrained(source, trust_remote_code=trust_remote_code)
+        compressed = load_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+    ours, theirs = type(compressed.model).__name__, type(dense.model).__name__
+    if ours != theirs:
+        raise ModelError(
+            f"the compressed model is a {ours}, the dense one a {theirs}: they cannot be compared",
+            where=public_name(dense.source),
+            remedy="give the dense model that it was converted from with --against MODEL",
+        )
+    return dense, compressed
+
+
+def _source(folder: Path) -> str:
+    """Name the dense model that a checkpoint was made from, if it can still be named from here."""
+    config = read_config(folder)
+    if "/" in config.source:
+        return f"{config.source}@{config.revision}" if config.revision else config.source
+    recorded = [config.source, _journal(folder).get("source")]  # of a folder the config keeps only the name
+    for candidate in recorded:
+        if candidate and Path(candidate).is_dir():
+            return str(candidate)
+    raise ModelError(
+        f"the dense model was the folder {config.source}, which is not to be found from here",
+        where=str(folder),
+        remedy="name it with --against MODEL",
+    )
+
+
+def _journal(folder: Path) -> dict[str, Any]:
+    return Job.open(folder).journal if (folder / JOB_FOLDER / "journal.json").exists() else {}
+
+
+def _recipe_data(folder: Path | None) -> str:
+    """Name the data that the checkpoint's recipe evaluates on, if it can still be named from here."""
+    recorded = None
+    path = folder / "recipe.resolved.yaml" if folder is not None else None
+    if path is not None and path.is_file():
+        recorded = parse_recipe(path.read_text(encoding="utf-8"), str(path)).eval.data
+    if recorded and folder is not None:  # the job, where it is still here, knows the whole path
+        recorded = _journal(folder).get("recipe", {}).get("values", {}).get("eval", {}).get("data") or recorded
+    if recorded and (recorded.startswith(HUB) or Path(recorded).exists()):
+        return recorded
+    raise DataError(
+        f"the recipe's eval.data was {recorded}, which is not to be found from here" if recorded
+        else "there is no data to evaluate on: the recipe names none in eval.data",
+        where=str(folder) if folder is not None else None,
+        remedy="give it with --data FILE or --data hub:NAME",
+    )  # fmt: skip
+
+
+def _students(compressed: Pretrained, sites: Sequence[Site]) -> dict[str, Student]:
+    found = students(compressed.model, sites)
+    if not found:
+        raise CheckpointError(
+            "the model has no LookupFFN in it", where=public_name(compressed.source),
+            remedy="give a folder that `compress convert` wrote; the dense model goes to --against",
+        )  # fmt: skip
+    return found
+
+
+def _inputs(data: EvalData, dense: Pretrained) -> Iterator[dict[str, Tensor]]:
+    return (batch.inputs for batch in data.batches(quality.batch_tokens(dense)))
+
+
+def _timed_length(dense: Pretrained) -> int:
+    return min(SEQUENCE_LENGTH, longest_sequence(dense) or SEQUENCE_LENGTH)
+
+
+def _sizes(
+    dense: Pretrained, compressed: Pretrained, sites: Sequence[Site], found: dict[str, Student]
+) -> dict[str, Any]:
+    width = sizes.stored_width(dense.folder)
+    return {
+        "dense_bytes": sizes.stored_bytes(dense.model, width),
+        "compressed_bytes": sizes.stored_bytes(compressed.model, width, found.values()),
+        "dense_int8_bytes": sizes.int8_bytes(dense.model),
+        **ffn_sizes(sites, found),
+    }
