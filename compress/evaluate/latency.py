@@ -84,35 +84,32 @@ def measure_latency(
     """
     dense, compressed = (_on_cpu(model) for model in (dense, compressed))
     sites = [site for site in sites if site.activation in ACTIVATIONS]  # others cannot be computed alone
-    models = {
-        "dense_float32": dense,
-        "dense_bfloat16": variants.bfloat16(dense),
-        "dense_int8": variants.int8_model(dense, sites),
-        "compressed": compressed,
-    }
-    stacks = _ffns(dense, compressed, sites)
-    recorded, positions = _record(dense, sites, pool)
-    settings = [(batch, batch * positions, False) for batch in batches]
-    if task == "causal" and isinstance(pool, TokenPool):
-        settings.insert(0, (1, 1, True))
-    rows: list[dict[str, Any]] = []
-    with (
-        threads_set(threads) as count,
-        tqdm(total=2 * len(settings), desc="latency", unit=" rows", disable=None, delay=2) as bar,
-    ):
-        for batch, tokens, decoding in settings:
-            entrants: dict[str, dict[str, Contestant]] = {
-                "ffn": {name: FFNs(stack, recorded, tokens, _compute_dtype(name)) for name, stack in stacks.items()},
-                "model": {
-                    name: DecodeStep(model, pool) if decoding else WholeModel(model, pool, batch, _compute_dtype(name))
+    with threads_set(threads) as count:
+        models = {
+            "dense_float32": dense,
+            "dense_bfloat16": variants.bfloat16(dense),
+            "dense_int8": variants.int8_model(dense, sites),
+            "compressed": compressed,
+        }
+        stacks = _ffns(dense, compressed, sites)
+        recorded, positions = _record(dense, sites, pool)
+        settings = [(batch, batch * positions, False) for batch in batches]
+        if task == "causal" and isinstance(pool, TokenPool):
+            settings.insert(0, (1, 1, True))
+        rows: list[dict[str, Any]] = []
+        with tqdm(total=2 * len(settings), desc="latency", unit=" rows", disable=None, delay=2) as bar:
+            for batch, tokens, decoding in settings:
+                ffns = {name: FFNs(stack, recorded, tokens, _dtype(name)) for name, stack in stacks.items()}
+                whole = {
+                    name: DecodeStep(model, pool) if decoding else WholeModel(model, pool, batch, _dtype(name))
                     for name, model in models.items()
-                },
-            }
-            for scope, contestants in entrants.items():
-                taken, rounds = interleave(contestants, seconds)
-                row = {"scope": scope, "batch": batch, "tokens": tokens, "threads": count}
-                rows.append({**row, "seconds": taken, "rounds": rounds})
-                bar.update()
+                }
+                entrants: list[tuple[str, Mapping[str, Contestant]]] = [("ffn", ffns), ("model", whole)]
+                for scope, contestants in entrants:
+                    taken, rounds = interleave(contestants, seconds)
+                    row = {"scope": scope, "batch": batch, "tokens": tokens, "threads": count}
+                    rows.append({**row, "seconds": taken, "rounds": rounds})
+                    bar.update()
     return rows
 
 
@@ -145,7 +142,7 @@ def _record(dense: nn.Module, sites: Sequence[Site], pool: Pool) -> tuple[list[T
     return [torch.cat(part) for part in parts], positions
 
 
-def _compute_dtype(name: str) -> torch.dtype:
+def _dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if name == "dense_bfloat16" else torch.float32
 
 

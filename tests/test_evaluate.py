@@ -1,0 +1,649 @@
+"""Evaluation: every number against one worked out another way, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import converted
+import numpy as np
+import pico
+import pico_tokenizer
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import BertForSequenceClassification
+
+import compress
+from compress.data import load_examples
+from compress.errors import CheckpointError, DataError, ModelError, SiteError
+from compress.evaluate import Report, answers, latency, pooling, quality, sizes, variants
+from compress.evaluate.contestants import DecodeStep, FFNs, WholeModel
+from compress.evaluate.inputs import ImagePool, TokenPool, make_pool
+from compress.evaluate.site_errors import site_errors
+from compress.evaluate.statistics import average_ranks, compare_correlations, compare_means, spearman
+from compress.models import Pretrained, load_pretrained
+from compress.sites import find_norms, find_sites, site_weights
+
+TASK_FAMILIES = ("gpt2", "llama", "bert", "bert_masked", "vit")
+
+
+@pytest.fixture(autouse=True)
+def small_measurements(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pico models gain nothing from threads, nor their timings from many rounds."""
+    monkeypatch.setattr(latency, "MIN_ROUNDS", 3)
+    monkeypatch.setattr(latency, "_RECORDED_TOKENS", 256)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Dense pico models on disk, with FFNs that matter."""
+    root = tmp_path_factory.mktemp("dense")
+    return {family: converted.dense_folder(root / family, family) for family in TASK_FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A data set for each task."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("data")
+    (root / "text.txt").write_text(converted.TEXT * 12)
+    words = ["cat", "dog", "hill", "the man", "a hat on the mat", "who", "there", "sat and ran"]
+    rows = [(a, b, len(set(a) & set(b))) for a in words for b in words if a < b]
+    lines = ["sentence1\tsentence2\tscore", *(f"{a}\t{b}\t{score}" for a, b, score in rows)]
+    (root / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    (root / "labelled.tsv").write_text("text\tlabel\n" + "".join(f"{a} {b}\t{score % 3}\n" for a, b, score in rows))
+    images = root / "images"
+    images.mkdir()
+    generator = np.random.default_rng(0)
+    labels = []
+    for index in range(12):
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(images / f"{index:02}.png")
+        labels.append(f"{index:02}.png,{index % 5}")
+    (images / "labels.csv").write_text("file_name,label\n" + "\n".join(labels) + "\n")
+    text, pairs = str(root / "text.txt"), str(root / "pairs.tsv")
+    return {
+        "gpt2": text, "llama": text, "bert_masked": text, "bert": pairs, "vit": str(images),
+        "labelled": str(root / "labelled.tsv"),
+    }  # fmt: skip
+
+
+# Statistics
+
+
+def test_ties_share_the_mean_of_their_ranks() -> None:
+    assert average_ranks([3.0, 1.0, 3.0, 2.0, 3.0]).tolist() == [4.0, 1.0, 4.0, 2.0, 4.0]
+
+
+def brute_force_spearman(a: list[int], b: list[int]) -> float:
+    def ranks(values: list[int]) -> np.ndarray:
+        return np.array([sum(o < v for o in values) + (sum(o == v for o in values) + 1) / 2 for v in values])
+
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=30))
+def test_spearman_is_the_correlation_of_ranks(points: list[tuple[int, int]]) -> None:
+    a, b = ([point[side] for point in points] for side in (0, 1))
+    if len(set(a)) > 1 and len(set(b)) > 1:
+        assert spearman(a, b) == pytest.approx(brute_force_spearman(a, b), abs=1e-12)
+        assert spearman(np.exp(a), b) == pytest.approx(spearman(a, b), abs=1e-12)
+    else:
+        assert math.isnan(spearman(a, b))
+
+
+def test_the_error_of_an_accuracy_is_binomial() -> None:
+    dense, ours = np.repeat([1, 0], [70, 30]), np.repeat([1, 0], [60, 40])
+    found = compare_means(dense, ours, np.ones(100), unit="examples")
+    assert (found.dense, found.compressed, found.samples) == (0.7, 0.6, 100)
+    assert found.stderr == pytest.approx(math.sqrt(0.6 * 0.4 / 99))
+    assert found.dense_stderr == pytest.approx(math.sqrt(0.7 * 0.3 / 99))
+    low, high = found.interval
+    # Ten examples differ, all one way: a paired interval, much narrower than one of two independent accuracies.
+    paired = 1.96 * math.sqrt(0.1 * 0.9 / 100)
+    assert low == pytest.approx(-0.1 - paired, abs=0.015)
+    assert high == pytest.approx(-0.1 + paired, abs=0.015)
+
+
+def test_the_error_of_a_perplexity_is_what_windows_scatter() -> None:
+    generator = np.random.default_rng(1)
+    values, errors = [], []
+    for _ in range(200):
+        counts = generator.integers(20, 60, 40)
+        sums = generator.normal(1.5, 0.3, 40) * counts  # tokens of a window share its difficulty
+        found = compare_means(sums, sums + 0.1 * counts, counts, unit="windows", transform=np.exp)
+        values.append(found.compressed)
+        errors.append(found.stderr)
+        assert found.compressed == pytest.approx(found.dense * math.exp(0.1))
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_bootstrap_is_reproducible_and_knows_its_limits() -> None:
+    generator = np.random.default_rng(2)
+    gold, dense = generator.normal(size=(2, 40))
+    dense += gold
+    ours = dense + 0.3 * generator.normal(size=40)
+    first, second = (compare_correlations(gold, dense, ours, unit="pairs") for _ in range(2))
+    assert first == second
+    assert first.interval[0] < first.compressed - first.dense < first.interval[1]
+    assert 0 < first.stderr < 0.2
+    one = compare_means([2.0], [3.0], [4], unit="windows", transform=np.exp)
+    assert (one.dense, one.stderr, one.interval) == (math.exp(0.5), None, None)
+    assert compare_correlations([1, 2], [1, 2], [2, 1], unit="pairs").stderr is None
+
+
+# Pooling
+
+HIDDEN = torch.tensor([[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]], [[100.0, 100.0], [5.0, 1.0], [7.0, 3.0]]])
+MASK = torch.tensor([[1, 1, 0], [0, 1, 1]])  # padding on the right, then on the left
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (None, [[2, 5], [6, 2]]),
+        ({"pooling_mode_mean_tokens": True}, [[2, 5], [6, 2]]),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, [[1, 8], [5, 1]]),
+        ({"pooling_mode_max_tokens": True}, [[3, 8], [7, 3]]),
+        ({"pooling_mode_lasttoken": True}, [[3, 2], [7, 3]]),
+        ({"pooling_mode_weightedmean_tokens": True}, [[7 / 3, 4], [19 / 3, 7 / 3]]),
+        ({"pooling_mode": "cls"}, [[1, 8], [5, 1]]),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, [[1, 8, 2, 5], [5, 1, 6, 2]]),
+    ],
+)
+def test_pooling_is_the_folders(config: dict | None, wanted: list, tmp_path: Path) -> None:
+    if config is not None:
+        (tmp_path / "1_Pooling").mkdir()
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    torch.testing.assert_close(pooling.pooling_of(tmp_path)(HIDDEN, MASK), torch.tensor(wanted, dtype=torch.float32))
+
+
+def test_unknown_pooling_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "attention"}')
+    with pytest.raises(ModelError, match="attention"):
+        pooling.pooling_of(tmp_path)
+
+
+# Quality
+
+
+@torch.no_grad()
+def test_perplexity_and_agreement_by_hand(folders: dict[str, Path], data: dict[str, str]) -> None:
+    dense, ours = converted.pair(folders["gpt2"], noise=0.5)
+    examples = load_examples(data["gpt2"], dense, sequence_length=24)
+    found, agreement = quality.compare(dense, ours, examples)
+    losses, divergence, same, count = [[], []], 0.0, 0, 0
+    ids = torch.tensor(np.array(examples.examples.ids), dtype=torch.long)  # [windows, 24]
+    both = [p.model(input_ids=ids).logits[:, :-1].double().log_softmax(-1) for p in (dense, ours)]
+    for number, window in enumerate(ids):
+        first = 0 if number == 0 else 11  # windows overlap by half: a token is predicted once
+        logs = [log[number, first:] for log in both]
+        for side, log in enumerate(logs):
+            losses[side].append(-sum(float(row[token]) for row, token in zip(log, window[first + 1 :], strict=True)))
+        divergence += float((logs[0].exp() * (logs[0] - logs[1])).sum())
+        same += int((logs[0].argmax(-1) == logs[1].argmax(-1)).sum())
+        count += 23 - first
+    row = found["perplexity"]
+    assert (row["tokens"], agreement["positions"], row["samples"]) == (count, count, len(examples))
+    assert row["dense"] == pytest.approx(math.exp(sum(losses[0]) / count), rel=1e-5)
+    assert row["compressed"] == pytest.approx(math.exp(sum(losses[1]) / count), rel=1e-5)
+    assert agreement["kl"] == pytest.approx(divergence / count, rel=1e-3)
+    assert agreement["top1"] == same / count
+    assert agreement["top1"] < 1
+    assert row["interval"][0] <= row["compressed"] - row["dense"] <= row["interval"][1]
+
+
+@torch.no_grad()
+def test_masked_loss_by_hand(folders: dict[str, Path], data: dict[str, str]) -> None:
+    dense, ours = converted.pair(folders["bert_masked"], noise=0.5)
+    examples = load_examples(data["bert_masked"], dense)
+    found, agreement = quality.compare(dense, ours, examples)
+    losses, divergence, count = [0.0, 0.0], 0.0, 0
+    for row in examples.rows:
+        batch = examples.examples.collate(np.array([row]), None)
+        targets = examples.examples.targets(np.array([row]), batch)
+        keep = targets[0] != -100
+        assert (batch["input_ids"][0, keep] == dense.processor.mask_token_id).all()
+        logs = [p.model(**batch).logits[0, keep].double().log_softmax(-1) for p in (dense, ours)]
+        for side, log in enumerate(logs):
+            losses[side] -= float(log.gather(1, targets[0, keep][:, None]).sum())
+        divergence += float((logs[0].exp() * (logs[0] - logs[1])).sum())
+        count += int(keep.sum())
+    assert count > 20
+    assert found["masked_loss"]["tokens"] == count
+    assert found["masked_loss"]["dense"] == pytest.approx(losses[0] / count, rel=1e-5)
+    assert found["masked_loss"]["compressed"] == pytest.approx(losses[1] / count, rel=1e-5)
+    assert agreement["kl"] == pytest.approx(divergence / count, rel=1e-3)
+
+
+@torch.no_grad()
+def test_accuracy_by_hand_on_images(folders: dict[str, Path], data: dict[str, str]) -> None:
+    dense, ours = converted.pair(folders["vit"], noise=2.0)
+    examples = load_examples(data["vit"], dense)
+    found, agreement = quality.compare(dense, ours, examples)
+    pixels = examples.examples.collate(examples.rows, None)
+    logits = [p.model(**pixels).logits for p in (dense, ours)]
+    hits = [float((part.argmax(-1).numpy() == examples.values).mean()) for part in logits]
+    assert [found["accuracy"]["dense"], found["accuracy"]["compressed"]] == pytest.approx(hits)
+    assert agreement["positions"] == 12
+    assert agreement["top1"] == pytest.approx(float((logits[0].argmax(-1) == logits[1].argmax(-1)).double().mean()))
+    wanted, got = (part.double().log_softmax(-1) for part in logits)
+    assert agreement["kl"] == pytest.approx(float((wanted.exp() * (wanted - got)).sum(-1).mean()), rel=1e-3)
+
+
+def test_accuracy_of_text_classifiers(tmp_path: Path, data: dict[str, str]) -> None:
+    config = pico.bert().config
+    config.num_labels = 3
+    torch.manual_seed(1)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    pico_tokenizer.bert_like().save_pretrained(tmp_path)
+    dense, ours = converted.pair(tmp_path)
+    found, agreement = quality.compare(dense, ours, load_examples(data["labelled"], dense))
+    assert found["accuracy"]["dense"] == found["accuracy"]["compressed"]
+    assert found["accuracy"]["samples"] == agreement["positions"] == 28
+    assert agreement["top1"] == 1
+
+
+@torch.no_grad()
+def test_spearman_by_hand(folders: dict[str, Path], data: dict[str, str]) -> None:
+    dense, ours = converted.pair(folders["bert"], noise=1.0)
+    examples = load_examples(data["bert"], dense)
+    found, agreement = quality.compare(dense, ours, examples)
+    rows = [line.split("\t") for line in Path(data["bert"]).read_text().splitlines()[1:]]
+
+    def vectors(p: Pretrained) -> dict[str, torch.Tensor]:
+        texts = {text for row in rows for text in row[:2]}
+        return {t: p.model(**p.processor(t, return_tensors="pt")).last_hidden_state[0].mean(0) for t in texts}
+
+    gold, (theirs, own) = [float(row[2]) for row in rows], (vectors(p) for p in (dense, ours))
+    for side, embedded in (("dense", theirs), ("compressed", own)):
+        cosines = [float(torch.cosine_similarity(embedded[a], embedded[b], dim=0)) for a, b, _ in rows]
+        assert found["spearman"][side] == pytest.approx(spearman(gold, cosines), abs=1e-3)
+    texts = [text for row in rows for text in row[:2]]
+    distance = np.mean([1 - float(torch.cosine_similarity(theirs[t], own[t], dim=0)) for t in texts])
+    assert agreement["cosine_distance"] == pytest.approx(distance, rel=1e-2)
+    assert (agreement["kl"], agreement["top1"], agreement["positions"]) == (None, None, 56)
+
+
+def test_large_vocabularies_get_small_batches(folders: dict[str, Path]) -> None:
+    dense = load_pretrained(str(folders["gpt2"]))
+    assert quality.batch_tokens(dense) == 4096
+    dense.model.config.vocab_size = 50_000
+    assert 256 <= quality.batch_tokens(dense) <= (1 << 25) // 50_000
+
+
+# Errors per site
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@torch.no_grad()
+def test_site_errors_by_hand(packed: bool, folders: dict[str, Path]) -> None:
+    dense, ours = converted.pair(folders["llama"], noise=0.5, packed=packed)
+    sites = find_sites(dense.model)
+    batch = {"input_ids": torch.randint(3, 64, (4, 16), generator=torch.Generator().manual_seed(0))}
+    names = [site.name for site in sites]
+    found = site_errors(dense.model, ours.model, sites, find_norms(dense.model, sites), names, [batch])
+    answers_ = []
+    handles = [
+        ours.model.get_submodule(site.entry).register_forward_hook(lambda m, a, y: answers_.append(y)) for site in sites
+    ]
+    goals = dense.model.model(**batch, output_hidden_states=True)
+    got = ours.model.model(**batch, output_hidden_states=True)
+    for handle in handles:
+        handle.remove()
+    # The first site is seen by the second layer's norm; behind the last one is the model's own, applied already.
+    norm = dense.model.model.layers[1].input_layernorm
+    goal, reached, y = goals.hidden_states[1], got.hidden_states[1], answers_[0]
+    mean = (goal - (reached - y)).flatten(0, 1).mean(0)
+    wanted = ((norm(reached) - norm(goal)) ** 2).mean() / ((norm(reached - y + mean) - norm(goal)) ** 2).mean()
+    assert [row["name"] for row in found] == names
+    assert found[0]["error"] == pytest.approx(float(wanted), rel=1e-4)
+    assert 0 < found[0]["error"] < 1
+    assert found[1]["error"] > 0
+
+
+def test_a_site_that_stayed_dense_has_no_error(folders: dict[str, Path]) -> None:
+    dense, ours = converted.pair(folders["bert"], noise=0.5, keep=(0,))
+    sites = find_sites(dense.model)
+    batch = {"input_ids": torch.arange(5, 25).view(2, 10), "attention_mask": torch.ones(2, 10, dtype=torch.long)}
+    batch["attention_mask"][1, 4:] = 0
+    found = site_errors(dense.model, ours.model, sites, find_norms(dense.model, sites), [sites[1].name], [batch])
+    assert found[0] == {"name": "encoder.layer.0.output.dense", "error": None}
+    assert found[1]["error"] > 0
+    batch["input_ids"][1, 4:] = 7  # what stands in the padding does not matter
+    again = site_errors(dense.model, ours.model, sites, find_norms(dense.model, sites), [sites[1].name], [batch])
+    assert again[1]["error"] == pytest.approx(found[1]["error"], rel=1e-5)
+
+
+# The dense baselines
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "vit"])
+@torch.no_grad()
+def test_int8_is_int8(family: str) -> None:
+    model = pico.FAMILIES[family]()
+    sites = find_sites(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantised = variants.int8_model(model, sites)
+    for site in sites:
+        for path in (*site.inputs, site.output):
+            assert quantised.get_submodule(path).weight().dtype == torch.qint8
+            assert not variants.is_int8(model.get_submodule(path))  # the model itself is as it was
+    assert not any(type(module) is nn.Linear or type(module).__name__ == "Conv1D" for module in quantised.modules())
+    batch = {"pixel_values": torch.randn(2, 3, 32, 32)} if family == "vit" else {"input_ids": torch.arange(5, 37)[None]}
+    wanted, got = (m(**batch)[0] for m in (model, quantised))
+    assert float((got - wanted).norm() / wanted.norm()) < 0.05
+
+
+def test_an_int8_baseline_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ao.quantization, "quantize_dynamic", lambda model, *args, **kwargs: model)
+    model = pico.gpt2()
+    with pytest.raises(SiteError, match="c_fc in floating point"):
+        variants.int8_model(model, find_sites(model))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "vit"])
+@torch.no_grad()
+def test_the_ffn_alone_is_the_models(family: str) -> None:
+    model = pico.FAMILIES[family]()
+    site = find_sites(model)[0]
+    seen = []
+    model.get_submodule(site.entry).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model.get_submodule(site.output).register_forward_hook(lambda module, args, output: seen.append(output))
+    model(**({"pixel_values": torch.randn(1, 3, 32, 32)} if family == "vit" else {"input_ids": torch.arange(9)[None]}))
+    alone = variants.DenseFFN(site_weights(model, site), site.activation)
+    torch.testing.assert_close(alone(seen[0]), seen[1], rtol=1e-5, atol=1e-6)
+
+
+# Latency
+
+
+class Recorded:
+    """A contestant that writes down what happens to it."""
+
+    def __init__(self, name: str, log: list[tuple[str, int]]) -> None:
+        self.name, self.log, self.round = name, log, -1
+
+    def prepare(self, round_: int) -> None:
+        self.round = round_
+
+    def run(self) -> None:
+        self.log.append((self.name, self.round))
+
+
+def test_contestants_take_turns_on_the_same_rounds() -> None:
+    log: list[tuple[str, int]] = []
+    times, rounds = latency.interleave({name: Recorded(name, log) for name in "abc"}, seconds=0.0)
+    assert rounds == latency.MIN_ROUNDS
+    assert times.keys() == set("abc")
+    assert min(times.values()) >= 0
+    turns = [log[start : start + 3] for start in range(0, len(log), 3)]
+    assert all(len({round_ for _, round_ in turn}) == 1 and {name for name, _ in turn} == set("abc") for turn in turns)
+    assert len({turn[0][1] for turn in turns}) == len(turns)  # inputs are fresh each time
+    assert {turn[0][0] for turn in turns} == set("abc")  # each goes first now and then
+
+
+def test_pools_give_fresh_real_inputs() -> None:
+    batches = [{"input_ids": torch.arange(20).view(2, 10), "attention_mask": torch.ones(2, 10, dtype=torch.long)}]
+    batches[0]["attention_mask"][1, 6:] = 0
+    pool = make_pool(batches, 4)
+    assert isinstance(pool, TokenPool)
+    assert pool.stream.tolist() == list(range(16))
+    first, again, other = (pool.batch(3, number)["input_ids"] for number in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (first.diff(dim=1) == 1).all()
+    assert make_pool(batches, 100).batch(2, 0)["input_ids"].shape == (2, 16)
+    images = make_pool([{"pixel_values": torch.arange(5.0).view(5, 1, 1, 1)}], 4)
+    assert isinstance(images, ImagePool)
+    assert [images.batch(3, number)["pixel_values"].flatten().tolist() for number in (0, 1)] == [[0, 1, 2], [3, 4, 0]]
+    with pytest.raises(DataError, match="--no-latency"):
+        make_pool([{"input_features": torch.zeros(1)}], 4)
+
+
+@torch.no_grad()
+def test_a_decoding_step_continues_the_sequence() -> None:
+    model = pico.llama()
+    pool = TokenPool(torch.randint(0, 64, (200,), generator=torch.Generator().manual_seed(0)), 12)
+    step = DecodeStep(model, pool)
+    row = pool.batch(1, 0)["input_ids"]
+    for number in range(6):
+        step.prepare(number)
+        logits = step.run().logits[0, -1]
+        torch.testing.assert_close(logits, model(input_ids=row[:, : 7 + number]).logits[0, -1], rtol=1e-4, atol=1e-5)
+    step.prepare(6)  # used up: the next sequence begins
+    expected = model(input_ids=pool.batch(1, 6)["input_ids"][:, :7]).logits[0, -1]
+    torch.testing.assert_close(step.run().logits[0, -1], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_other_contestants_run_what_they_say() -> None:
+    double, triple = (nn.Linear(2, 2, bias=False) for _ in range(2))
+    double.weight.copy_(2 * torch.eye(2))
+    triple.weight.copy_(3 * torch.eye(2))
+    ffns = FFNs([double, triple], [torch.arange(6.0).view(3, 2), 10 * torch.arange(6.0).view(3, 2)], 2, torch.float32)
+    ffns.prepare(1)
+    assert ffns.run().tolist() == [[120, 150], [0, 30]]  # rows 2 and 0 of what was recorded
+    vit = pico.vit()
+    whole = WholeModel(vit.to(torch.bfloat16), ImagePool(torch.randn(2, 3, 32, 32)), 2, torch.bfloat16)
+    whole.prepare(0)
+    assert whole.run().logits.shape == (2, 5)
+
+
+def test_latency_rows(folders: dict[str, Path], data: dict[str, str]) -> None:
+    torch.set_num_threads(2)
+    dense, ours = converted.pair(folders["gpt2"], packed=True, keep=(1,))
+    pool = make_pool((batch.inputs for batch in load_examples(data["gpt2"], dense).batches(512)), 16)
+    rows = latency.measure_latency(
+        "causal", dense.model, ours.model, find_sites(dense.model), pool, batches=(1, 3), threads=1, seconds=0.0
+    )
+    assert [(row["scope"], row["batch"], row["tokens"]) for row in rows] == [
+        ("ffn", 1, 1), ("model", 1, 1), ("ffn", 1, 16), ("model", 1, 16), ("ffn", 3, 48), ("model", 3, 48),
+    ]  # fmt: skip
+    for row in rows:
+        assert set(row["seconds"]) == {"dense_float32", "dense_bfloat16", "dense_int8", "compressed"}
+        assert all(seconds > 0 for seconds in row["seconds"].values())
+        assert row["threads"] == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_images_have_no_decoding_step(folders: dict[str, Path], data: dict[str, str]) -> None:
+    dense, ours = converted.pair(folders["vit"])
+    pool = make_pool((batch.inputs for batch in load_examples(data["vit"], dense).batches(512)), 16)
+    rows = latency.measure_latency(
+        "image-classification", dense.model, ours.model, find_sites(dense.model), pool, batches=(2,), threads=1,
+        seconds=0.0,
+    )  # fmt: skip
+    assert [(row["scope"], row["batch"], row["tokens"]) for row in rows] == [("ffn", 2, 34), ("model", 2, 34)]
+
+
+# Sizes
+
+
+def test_sizes_follow_the_files(tmp_path: Path) -> None:
+    model = pico.llama()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    model.save_pretrained(tmp_path / "float32")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
+    widths = [sizes.stored_width(tmp_path / name) for name in ("float32", "bfloat16")]
+    assert [*widths, sizes.stored_width(tmp_path), sizes.stored_width(None)] == [4, 2, 4, 4]
+    model.float()
+    for name, width in (("float32", 4), ("bfloat16", 2)):
+        assert sizes.stored_bytes(model, width) == width * count
+        data_bytes = (tmp_path / name / "model.safetensors").stat().st_size
+        assert sizes.stored_bytes(model, width) == pytest.approx(data_bytes, abs=4096)  # but for the header
+    vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
+    assert sizes.int8_bytes(model) == count + 3 * vectors
+
+
+# The report
+
+REPORT = Report(
+    quality={
+        "perplexity": {
+            "dense": 4.0, "compressed": 4.4, "stderr": 0.1, "interval": [0.3, 0.5], "samples": 9, "unit": "windows",
+        }
+    },
+    agreement={"kl": 0.01, "top1": float("nan"), "positions": 90},
+    latency=[
+        {
+            "scope": "ffn", "batch": 1, "tokens": 1, "threads": 2,
+            "seconds": {"dense_float32": 2e-3, "dense_int8": 1e-3, "compressed": 5e-4},
+        },
+        {
+            "scope": "model", "batch": 8, "tokens": 512, "threads": 2,
+            "seconds": {"dense_float32": 2.0, "dense_int8": 1.0, "compressed": 1.5},
+        },
+    ],
+    size={"dense_bytes": 100, "compressed_bytes": 250, "dense_bytes_per_token": 40, "compressed_bytes_per_token": 10},
+    sites=[{"name": "h.0", "error": 0.125}, {"name": "h.1", "error": None}],
+    cost=0.25,
+)  # fmt: skip
+
+
+def test_reports_survive_json() -> None:
+    text = REPORT.to_json()
+    values = json.loads(text)
+    assert values["format"] == 1
+    assert values["agreement"]["top1"] is None  # JSON has no NaN
+    assert {"quality", "agreement", "latency", "size", "sites"} <= values.keys()
+    again = Report.from_json(text)
+    assert again.to_json() == text
+    assert Report.from_json({**values, "of_a_later_version": 1}) == again
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1}', "no json", '{"format": 2, "quality": {}}'])
+def test_what_is_no_report_is_refused(content: str) -> None:
+    with pytest.raises(CheckpointError):
+        Report.from_json(content)
+
+
+def test_a_newer_report_says_so() -> None:
+    with pytest.raises(CheckpointError, match="format 7"):
+        Report.from_json({**REPORT.to_dict(), "format": 7})
+
+
+def test_plain_sentences_for_what_is_worse() -> None:
+    slower, bigger = REPORT.sentences()
+    assert "not faster" in slower
+    assert "whole model at batch 8 (512 tokens), 1.50 s against 1.00 s of dense int8" in slower
+    assert "FFNs alone" not in slower
+    assert "bigger" in bigger
+    assert "2.50x" in bigger
+    faster = Report.from_json({**REPORT.to_dict(), "latency": REPORT.latency[:1], "size": {}})
+    assert faster.sentences() == []
+
+
+def test_tables_show_what_was_measured() -> None:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in REPORT.tables():
+        console.print(table)
+    text = console.export_text()
+    for expected in ("4.4 ± 0.1", "+0.3 to +0.5", "9 windows", "500 µs", "2.00x", "0.67x", "0.250x", "0.1250", "2.50x"):
+        assert expected in text
+
+
+# Everything together
+
+
+@pytest.mark.parametrize("family", TASK_FAMILIES)
+def test_an_exact_student_changes_nothing(family: str, folders: dict[str, Path], data: dict[str, str]) -> None:
+    report = compress.evaluate(converted.pair(folders[family]), data=data[family], latency=False)
+    (row,) = report.quality.values()
+    assert row["compressed"] == pytest.approx(row["dense"], rel=1e-4)
+    assert max(map(abs, row["interval"])) < 1e-3
+    assert all(site["error"] < 1e-6 for site in report.sites)
+    if family == "bert":
+        assert report.agreement["cosine_distance"] < 1e-5
+    else:
+        assert report.agreement["kl"] < 1e-6
+        assert report.agreement["top1"] == 1
+    assert report.latency == []
+    assert report.cost > 1  # all neurons, and tables beside them
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return converted.save(folders["gpt2"], tmp_path_factory.mktemp("compressed") / "out", noise=0.2)
+
+
+def test_a_folder_against_its_source(checkpoint: Path, folders: dict[str, Path], data: dict[str, str]) -> None:
+    report = compress.evaluate(
+        checkpoint, folders["gpt2"], data["gpt2"], limit_tokens=300, threads=1, batches=(1,), seconds=0.0
+    )
+    values = json.loads(report.to_json())
+    assert values["quality"]["perplexity"]["compressed"] != values["quality"]["perplexity"]["dense"]
+    assert values["setting"]["data_tokens"] <= 300
+    assert values["setting"]["threads"] == 1
+    assert str(checkpoint.parent) not in report.to_json()  # no path of this machine
+    assert [row["tokens"] for row in values["latency"]] == [1, 1, 64, 64]
+    assert values["size"]["dense_bytes_per_token"] == 2 * 2 * 32 * 128
+    stored = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors") if file.name != "probe.safetensors")
+    assert values["size"]["compressed_bytes"] == pytest.approx(stored, rel=0.1)  # but for headers and padding
+
+
+def test_the_recorded_source_and_data_are_used(
+    folders: dict[str, Path], data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = converted.save(folders["bert"], tmp_path / "out", recipe="version: 1\neval:\n  data: pairs.tsv\n")
+    monkeypatch.chdir(Path(data["bert"]).parent)
+    with pytest.raises(ModelError, match="--against"):
+        compress.evaluate(out, latency=False)
+    (Path.cwd() / "bert").symlink_to(folders["bert"])
+    report = compress.evaluate(out, latency=False)
+    assert report.setting["dense"] == "bert"
+    assert report.quality["spearman"]["samples"] == 28
+
+
+def test_what_cannot_be_evaluated(
+    checkpoint: Path, folders: dict[str, Path], data: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="--data"):
+        compress.evaluate(checkpoint, folders["gpt2"])
+    with pytest.raises(CheckpointError, match="no compressed checkpoint"):
+        compress.evaluate(folders["gpt2"], data=data["gpt2"])
+    with pytest.raises(ModelError, match="GPT2LMHeadModel"):
+        compress.evaluate(checkpoint, folders["llama"], data["gpt2"])
+    dense = load_pretrained(str(folders["gpt2"]))
+    with pytest.raises(CheckpointError, match="no LookupFFN"):
+        compress.evaluate((dense, dense), data=data["gpt2"])
+    (tmp_path / ".job").mkdir()
+    with pytest.raises(CheckpointError, match="compress resume"):
+        compress.evaluate(tmp_path, folders["gpt2"], data["gpt2"])
+
+
+# Answers
+
+
+@torch.no_grad()
+def test_greedy_generation_takes_the_likeliest_token(folders: dict[str, Path]) -> None:
+    dense = load_pretrained(str(folders["llama"]))
+    ids = dense.processor("the cat", return_tensors="pt")["input_ids"]
+    prompt = ids.shape[1]
+    for _ in range(8):
+        token = dense.model(input_ids=ids).logits[0, -1].argmax()
+        ids = torch.cat([ids, token.view(1, 1)], dim=1)
+        if int(token) == dense.model.generation_config.eos_token_id:
+            break
+    wanted = dense.processor.decode(ids[0, prompt:], skip_special_tokens=True)
+    dense.model.generation_config.do_sample = True  # what the folder says about sampling has no part in it
+    assert answers.generate(dense, "the cat", 8) == wanted
+    sampled = [answers.generate(dense, "the cat", 8, temperature=5.0, seed=seed) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    with pytest.raises(DataError, match="longest sequence"):
+        answers.generate(dense, "a" * 64, 8)
