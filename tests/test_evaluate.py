@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import converted
+import families
 import numpy as np
 import pico
 import pico_tokenizer
@@ -275,6 +276,26 @@ def test_spearman_by_hand(folders: dict[str, Path], data: dict[str, str]) -> Non
     distance = np.mean([1 - float(torch.cosine_similarity(theirs[t], own[t], dim=0)) for t in texts])
     assert agreement["cosine_distance"] == pytest.approx(distance, rel=1e-2)
     assert (agreement["kl"], agreement["top1"], agreement["positions"]) == (None, None, 56)
+
+
+@torch.no_grad()
+def test_a_single_output_is_no_distribution(tmp_path: Path) -> None:
+    config = pico.bert().config
+    config.num_labels = 1
+    torch.manual_seed(1)
+    families.louder(BertForSequenceClassification(config)).save_pretrained(tmp_path)
+    pico_tokenizer.bert_like().save_pretrained(tmp_path)
+    dense, ours = converted.pair(tmp_path, noise=0.5)
+    texts = ["the cat", "a dog sat on the hill", "who"]
+    (tmp_path / "texts.tsv").write_text("\n".join(["text", *texts]) + "\n")
+    found, agreement = quality.compare(dense, ours, load_examples(str(tmp_path / "texts.tsv"), dense))
+    scores = [
+        [float(p.model(**p.processor(text, return_tensors="pt")).logits) for text in texts] for p in (dense, ours)
+    ]
+    assert found == {}
+    assert agreement["difference"] == pytest.approx(np.abs(np.subtract(*scores)).mean(), rel=1e-3)
+    assert agreement["difference"] > 0.01
+    assert agreement["kl"] is None
 
 
 def test_large_vocabularies_get_small_batches(folders: dict[str, Path]) -> None:

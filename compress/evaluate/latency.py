@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 16)
 SECONDS = 6.0  # of measuring a row, where the least rounds do not take longer
-MIN_ROUNDS, MAX_ROUNDS = 5, 50
-_WARM_UP = 2  # rounds that are not counted: prepared weights, oneDNN's primitives, caches
+MIN_ROUNDS, MAX_ROUNDS = 3, 50
+_WARM_UP = 2  # rounds that are not counted, where they are short: prepared weights, oneDNN's primitives, caches
 _RECORDED_TOKENS, _RECORDED_BYTES = 4096, 1 << 29  # of sites' inputs, at most
 _RECORDED_AT_ONCE = 4  # sequences
 
@@ -50,23 +50,31 @@ def interleave(contestants: Mapping[str, Contestant], seconds: float = SECONDS) 
     The order rotates from round to round, so that neither drift nor what the last one left in the cache favours any.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    order = list(contestants)
-    begin = 0.0
-    rounds = -_WARM_UP
+    warm, rounds = 0, 0
+    begin = time.perf_counter()
     with torch.no_grad():
+        while warm == 0 or (warm < _WARM_UP and time.perf_counter() - begin < seconds):
+            _round(contestants, warm)
+            warm += 1
+        begin = time.perf_counter()
         while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() - begin < seconds):
-            if rounds == 0:
-                begin = time.perf_counter()
-            shift = rounds % len(order)
-            for name in order[shift:] + order[:shift]:
-                contestants[name].prepare(rounds + _WARM_UP)
-                start = time.perf_counter()
-                contestants[name].run()
-                took = time.perf_counter() - start
-                if rounds >= 0:
-                    times[name].append(took)
+            for name, taken in _round(contestants, warm + rounds).items():
+                times[name].append(taken)
             rounds += 1
     return {name: statistics.median(taken) for name, taken in times.items()}, rounds
+
+
+def _round(contestants: Mapping[str, Contestant], number: int) -> dict[str, float]:
+    """Seconds of one pass of each."""
+    order = list(contestants)
+    shift = number % len(order)
+    seconds = {}
+    for name in order[shift:] + order[:shift]:
+        contestants[name].prepare(number)
+        start = time.perf_counter()
+        contestants[name].run()
+        seconds[name] = time.perf_counter() - start
+    return seconds
 
 
 def measure_latency(

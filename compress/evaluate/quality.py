@@ -67,6 +67,8 @@ class _Logits:
     compressed: list[Tensor] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)  # terms in each sum
     divergence: float = 0.0
+    difference: float = 0.0  # of a single output, which is no distribution
+    single: bool = False
     same: int = 0
     positions: int = 0
 
@@ -100,6 +102,9 @@ class _Logits:
                 for total, log_probabilities in zip(sums, (wanted, answered), strict=True):
                     total.index_add_(0, example[part], self._score(log_probabilities, targets[part]))
         self.positions += len(index)
+        if ours.shape[-1] == 1:
+            self.single = True
+            self.difference += float((ours - theirs).abs().sum(dtype=torch.float64))
         if targets is not None:
             self.dense.append(sums[0].cpu())
             self.compressed.append(sums[1].cpu())
@@ -129,6 +134,8 @@ class _Logits:
 
     def agreement(self) -> Agreement:
         seen = max(1, self.positions)
+        if self.single:
+            return {"kl": None, "top1": None, "positions": self.positions, "difference": self.difference / seen}
         return {"kl": max(0.0, self.divergence / seen), "top1": self.same / seen, "positions": self.positions}
 
 

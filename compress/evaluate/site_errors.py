@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..data import token_mask
 from ..distill.activations import Activations, Tap, observe
@@ -41,7 +42,7 @@ def _errors(
     per_token = 4 * sum(3 * tap.site.d_out for tap in taps)  # bytes
     limit, seen = max(1, min(_TOKENS, _BYTES // per_token)), 0
     recorded: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {tap.site.name: [] for tap in taps}
-    for batch in batches:
+    for batch in tqdm(batches, desc="errors per site", unit=" batches", disable=None, delay=2):
         mask = token_mask(dict(batch))
         keep = None if mask is None else mask.reshape(-1)
         with observe(dense, taps, stop=True) as wanted:

@@ -13,6 +13,7 @@ _AGREEMENT = (
     ("kl", "KL(dense || compressed)", ""),
     ("top1", "same top-1", "accuracy"),
     ("cosine_distance", "1 - cosine to dense", ""),
+    ("difference", "mean absolute difference", ""),
 )
 _SIZES = (
     ("model, stored", "dense_bytes", "compressed_bytes"),
