@@ -93,7 +93,9 @@ def _stream(pretrained: Pretrained, text: str, max_new_tokens: int, temperature:
     from compress.evaluate.answers import generate
 
     streamer = TextStreamer(pretrained.processor, skip_special_tokens=True)  # type: ignore[no-untyped-call]
-    generate(pretrained, text, max_new_tokens, temperature=temperature, seed=seed, streamer=streamer)
+    made = generate(pretrained, text, max_new_tokens, temperature=temperature, seed=seed, streamer=streamer)
+    if made.limit is not None:
+        typer.echo(f"stopped at the model's longest sequence, {made.limit} tokens", err=True)
 
 
 def _print_masks(mask: str, masks: list[list[Guess]]) -> None:

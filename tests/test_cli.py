@@ -306,6 +306,8 @@ def test_run_continues_a_text(folders: dict[str, Path]) -> None:
     assert dense.stdout.startswith("the cat")
     assert len(dense.stdout.strip()) > len("the cat")
     assert ours.stdout == dense.stdout
+    assert dense.stderr == ""
+    assert "longest sequence, 64 tokens" in invoke("run", folders["llama"], "the cat").stderr
     sampled = [invoke("run", folders["llama"], "the cat", "--temperature", 3, "--seed", s).stdout for s in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
 

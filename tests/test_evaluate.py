@@ -663,7 +663,7 @@ def test_greedy_generation_takes_the_likeliest_token(folders: dict[str, Path]) -
             break
     wanted = dense.processor.decode(ids[0, prompt:], skip_special_tokens=True)
     dense.model.generation_config.do_sample = True  # what the folder says about sampling has no part in it
-    assert answers.generate(dense, "the cat", 8) == wanted
+    assert answers.generate(dense, "the cat", 8) == (wanted, None)
     sampled = [answers.generate(dense, "the cat", 8, temperature=5.0, seed=seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
     with pytest.raises(DataError, match="longest sequence"):

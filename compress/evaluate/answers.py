@@ -28,6 +28,13 @@ class Guess(NamedTuple):
     probability: float
 
 
+class Continuation(NamedTuple):
+    """New text, and the model's longest sequence (tokens) where that ended it."""
+
+    text: str
+    limit: int | None
+
+
 def text_inputs(pretrained: Pretrained, texts: Sequence[str]) -> dict[str, Tensor]:
     """Token ids and mask [B, T] as the model's tokenizer gives them, cut off at its longest sequence."""
     tokenizer = pretrained.processor
@@ -50,11 +57,11 @@ def image_inputs(pretrained: Pretrained, path: Path) -> dict[str, Tensor]:
 def generate(
     pretrained: Pretrained, text: str, max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0,
     streamer: Any = None,
-) -> str:  # fmt: skip
-    """Let a causal model go on with a text; gives the new text. At temperature 0 each token is the most likely one.
+) -> Continuation:  # fmt: skip
+    """Let a causal model go on with a text. At temperature 0 each token is the most likely one.
 
     What the model's folder says about sampling has no part in it. `streamer`: one of transformers, told each token.
-    Stops at the model's longest sequence. Raises DataError where the text alone is as long.
+    Raises DataError where the text alone is as long as the model's longest sequence.
     """
     from transformers import GenerationConfig
 
@@ -82,8 +89,9 @@ def generate(
             output = model.generate(**inputs, generation_config=config, streamer=streamer)
     finally:
         model.generation_config = own
-    new: str = tokenizer.decode(output[0, prompt:], skip_special_tokens=True)
-    return new
+    new = output[0, prompt:]
+    cut = room < max_new_tokens and len(new) == room
+    return Continuation(tokenizer.decode(new, skip_special_tokens=True), longest if cut else None)
 
 
 @torch.no_grad()
