@@ -15,6 +15,7 @@ import pico
 import pico_tokenizer
 import pytest
 import torch
+from assets import asset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -643,9 +644,26 @@ def test_what_cannot_be_evaluated(
     dense = load_pretrained(str(folders["gpt2"]))
     with pytest.raises(CheckpointError, match="no LookupFFN"):
         compress.evaluate((dense, dense), data=data["gpt2"])
+    with pytest.raises(ModelError, match="compressed itself"):
+        compress.evaluate(checkpoint, checkpoint, data["gpt2"])
     (tmp_path / ".job").mkdir()
     with pytest.raises(CheckpointError, match="compress resume"):
         compress.evaluate(tmp_path, folders["gpt2"], data["gpt2"])
+
+
+@pytest.mark.assets
+def test_a_real_model_packed_exactly_keeps_its_perplexity(tmp_path: Path) -> None:
+    source = asset("models/stories260K")
+    out = converted.save(source, tmp_path / "out")
+    report = compress.evaluate(
+        out, source, asset("data/tinystories/valid.txt"), limit_tokens=12_000, threads=1, batches=(1,), seconds=0.0
+    )
+    row = report.quality["perplexity"]
+    assert 3.5 < row["dense"] < 5.5  # 4.27 on stories alone
+    assert row["compressed"] == pytest.approx(row["dense"], rel=1e-3)
+    assert report.agreement["top1"] > 0.999
+    assert max(site["error"] for site in report.sites) < 1e-4
+    assert [row["tokens"] for row in report.latency] == [1, 1, 128, 128]
 
 
 # Answers

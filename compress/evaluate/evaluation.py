@@ -106,6 +106,11 @@ def _pair(
         source = str(against) if against is not None else _source(folder)
         dense = load_pretrained(source, trust_remote_code=trust_remote_code)
         compressed = load_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+    if any(isinstance(module, Student) for module in dense.model.modules()):
+        raise ModelError(
+            "the model to compare with is compressed itself", where=public_name(dense.source),
+            remedy="give the dense model that the other was converted from with --against MODEL",
+        )  # fmt: skip
     ours, theirs = type(compressed.model).__name__, type(dense.model).__name__
     if ours != theirs:
         raise ModelError(
