@@ -136,7 +136,7 @@ def test_recipes_are_frozen() -> None:
         ("version: 1\noverrides: [{layers: [0], keep_dense: yes}]", "true or false; it is the text 'yes'",
          "overrides.0.keep_dense", "change"),
         ("version: 1\noverrides: [{tables: 3}]", "does not say which sites", "r.yaml:2, overrides.0", "`layers`"),
-        ("version: 1\noverrides: [{layers: [0], sites: [a], tables: 3}]", "does not say which", "overrides.0", "either"),
+        ("version: 1\noverrides: [{layers: [0], sites: [a], rank: 3}]", "does not say which", "overrides.0", "either"),
         ("version: 1\noverrides: [{layers: [0]}]", "changes nothing", "overrides.0", "keep_dense: true"),
         ("version: 1\noverrides: [{layers: [0], keep_dense: true, rank: 3}]", "have no rank", "overrides.0", "keep"),
         ("version: 1\ndata: {source: audio}", "`audio` is not supported yet", "r.yaml:2, data.source", "text"),

@@ -1,0 +1,130 @@
+"""Images as model inputs, through the model's own image processor; training images are cropped and mirrored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import DataError
+from .sequences import Draw, Hasher, Rows
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..models import Pretrained
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+_AREA = (0.5, 1.0)  # share of an image that a random crop keeps
+_ASPECT = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+_PATCH = 16  # of models whose config names none
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that are opened when their batch is made: files, or the decoded rows of a data set.
+
+    `size` is height and width of what the processor gives; `tokens` counts the positions of an image at a site.
+    """
+
+    pictures: Sequence[Any]
+    processor: Any
+    size: tuple[int, int]
+    tokens: int
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each image."""
+        return np.full(len(self.pictures), self.tokens, np.int64)
+
+    def collate(self, rows: Rows, draw: Draw | None) -> dict[str, Tensor]:
+        """Give pixel_values [B, C, H, W] float32; with `draw`, of a random crop, mirrored half of the time."""
+        images = [open_picture(self.pictures[int(row)]) for row in rows]
+        options: dict[str, Any] = {}
+        if draw is not None:
+            images = [self._augmented(image, (*draw, int(row))) for image, row in zip(images, rows, strict=True)]
+            options = {"do_resize": False}
+            if hasattr(self.processor, "do_center_crop"):
+                options["do_center_crop"] = False
+        pixels = self.processor(images=images, return_tensors="pt", **options)["pixel_values"]
+        return {"pixel_values": pixels.to(torch.float32)}
+
+    def targets(self, rows: Rows, inputs: dict[str, Tensor]) -> None:
+        """Images predict no tokens."""
+
+    def hash_into(self, hasher: Hasher) -> None:
+        """Feed a hash the images' bytes and the processor's settings."""
+        for picture in tqdm(self.pictures, desc="hashing", unit=" images", disable=None, delay=2):
+            data = picture.read_bytes() if isinstance(picture, Path) else open_picture(picture).tobytes()
+            hasher.update(len(data).to_bytes(8, "little"))
+            hasher.update(data)
+        hasher.update(self.processor.to_json_string().encode())
+
+    def _augmented(self, image: Image, key: tuple[int, ...]) -> Image:
+        from PIL.Image import Resampling, Transpose
+
+        generator = np.random.default_rng(key)
+        height, width = self.size
+        resample = Resampling(getattr(self.processor, "resample", None) or Resampling.BILINEAR)
+        image = image.resize((width, height), resample, box=_random_box(image.size, generator))
+        return image.transpose(Transpose.FLIP_LEFT_RIGHT) if generator.random() < 0.5 else image
+
+
+def make_images(pictures: Sequence[Any], pretrained: Pretrained) -> Images:
+    """Take pictures for a model. Raises DataError where one cannot be read, or Pillow is missing."""
+    for picture in pictures if isinstance(pictures, list) else ():
+        open_picture(picture, decode=False)
+    processor = pretrained.processor
+    height, width = processor(images=[_blank()], return_tensors="pt")["pixel_values"].shape[-2:]
+    patch = getattr(pretrained.model.config, "patch_size", None) or _PATCH
+    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
+    return Images(pictures, processor, (height, width), 1 + (height // patch_height) * (width // patch_width))
+
+
+def open_picture(picture: Any, decode: bool = True) -> Image:
+    """Open a file, or take a decoded image, in RGB; `decode=False` reads the head alone. Raises DataError."""
+    Image = _pillow()
+    if not isinstance(picture, Path):
+        return picture.convert("RGB")
+    try:
+        with Image.open(picture) as image:
+            return image.convert("RGB") if decode else image
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"not a readable image: {error}", where=str(picture), remedy="repair or remove it") from None
+
+
+def _blank() -> Image:
+    return _pillow().new("RGB", (64, 64))
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DataError(
+            "images need Pillow, which is not installed", remedy="pip install 'compress-lookup[vision]'"
+        ) from None
+    return Image
+
+
+def _random_box(size: tuple[int, int], generator: np.random.Generator) -> tuple[float, float, float, float]:
+    """Draw left, top, right, bottom of a crop with a random area and aspect (Szegedy et al. 2015)."""
+    width, height = size
+    for _ in range(_ATTEMPTS):
+        area = width * height * generator.uniform(*_AREA)
+        aspect = math.exp(generator.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+        crop_width, crop_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if crop_width <= width and crop_height <= height:
+            left = generator.uniform(0, width - crop_width)
+            top = generator.uniform(0, height - crop_height)
+            return left, top, left + crop_width, top + crop_height
+    return 0.0, 0.0, float(width), float(height)
