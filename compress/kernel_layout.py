@@ -70,6 +70,8 @@ def _checked(params: Mapping[str, Tensor], g: Geometry) -> tuple[torch.dtype, to
         allowed = DTYPES if name == "tables" else DTYPES[:2] if name.endswith(".weight") else DTYPES[:1]
         if tensor.dtype not in allowed:
             raise _misfit(f"{name} has dtype {tensor.dtype}, not one of {', '.join(map(str, allowed))}")
+    if "scales" in params and not bool(((params["scales"] >= 0) & params["scales"].isfinite()).all()):
+        raise _misfit("scales holds a number that is negative or not finite")
     weight_dtypes = {params[name].dtype for name in shapes if name.endswith(".weight")}
     if len(weight_dtypes) > 1:
         raise _misfit(f"weight matrices of several dtypes: {', '.join(sorted(map(str, weight_dtypes)))}")

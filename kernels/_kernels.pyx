@@ -11,6 +11,8 @@ cdef extern from "level.h":
     const level *level_at(int index) nogil
     const level *level_current() nogil
     void level_select(int index) nogil
+    int vnni_enabled() nogil
+    void vnni_enable(int wanted) nogil
 
 cdef extern from "memory.h":
     void c_advise_huge "advise_huge"(void *address, size_t bytes) nogil
@@ -62,6 +64,16 @@ def select_level(int index):
 def advise_huge(uintptr_t address, size_t size):
     """Ask for huge pages in the memory at `address`."""
     c_advise_huge(<void *>address, size)
+
+
+def vnni():
+    """Whether int8 rows are read by paired dot products of bytes, at the level that has them."""
+    return vnni_enabled() != 0
+
+
+def set_vnni(bint wanted):
+    """Do without them, or with them again where the processor can."""
+    vnni_enable(wanted)
 
 
 def codes_valid(uintptr_t codes, int64_t count, int64_t rows):

@@ -4,6 +4,9 @@
 
 const struct level LEVEL(level) = {
     .name = LEVEL_NAME,
+#ifdef VNNI_READ
+    .vnni = 1,
+#endif
     .gather_columns = GATHER_VECTORS * LANES,
     .gather = LEVEL(gather),
     .gather_backward = LEVEL(gather_backward),

@@ -73,7 +73,7 @@ int ffn_forward(const struct ffn *f, const float *x, float *y, int64_t tokens, i
         threads = 1;
     const int together = threads > 1 && tokens < OWN_TOKENS * (int64_t)threads;
     const int64_t tile_tokens = smaller(together ? tokens : (tokens + threads - 1) / threads, TILE_TOKENS);
-    struct tile tile = {.ffn = f, .x = x, .y = y};
+    struct tile tile = {.ffn = f, .x = x, .y = y, .vnni = f->table_dtype == INT8 && level->vnni && vnni_enabled()};
     const size_t buffers = tile_buffers(&tile, NULL, tile_tokens), work = aligned((size_t)work_floats(f) * 4);
     char *memory = scratch((size_t)threads * (buffers + work));
     if (!memory)

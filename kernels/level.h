@@ -31,6 +31,7 @@ struct tile;
 
 struct level {
     const char *name;
+    int vnni;                /* whether int8 rows are read in integers where the processor can */
     int64_t gather_columns;  /* columns a block of the training gather */
     void (*gather)(const struct gather_args *, int64_t token, int64_t token_end, int64_t column, int64_t column_end);
     void (*gather_backward)(const struct gather_backward_args *, int64_t column, int64_t column_end);
@@ -58,5 +59,9 @@ int levels_available(void);
 const struct level *level_at(int index);
 const struct level *level_current(void);
 void level_select(int index);
+
+/* Whether the processor has the paired dot products of bytes (AVX-512 VNNI); `vnni_enable(0)` does without, for tests. */
+int vnni_enabled(void);
+void vnni_enable(int wanted);
 
 #endif

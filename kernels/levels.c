@@ -4,6 +4,7 @@
 static const struct level *found[4];
 static int count;
 static int current;
+static int vnni_wanted = 1;
 
 static void detect(void) {
     if (count)
@@ -45,3 +46,14 @@ void level_select(int index) {
     if (index >= 0 && index < count)
         current = index;
 }
+
+int vnni_enabled(void) {
+#ifdef COMPRESS_X86
+    __builtin_cpu_init();
+    return vnni_wanted && __builtin_cpu_supports("avx512vnni");
+#else
+    return 0;
+#endif
+}
+
+void vnni_enable(int wanted) { vnni_wanted = wanted; }

@@ -2,6 +2,7 @@
  *
  * A large tile takes a few tables at a time, so that their slice stays in the second-level cache while the tokens stream
  * past; the order of a token's sum is the same either way. Rows are prefetched a few reads ahead. */
+#include "rows_vnni.h"
 #include "tile.h"
 #include "vector.h"
 
@@ -87,6 +88,12 @@ INLINE void read_columns(const struct tile *t, int64_t column, int64_t column_en
 }
 
 static void read_rows(const struct tile *t, int64_t column, int64_t column_end) {
+#ifdef VNNI_READ
+    if (t->vnni) {
+        read_rows_vnni(t, column, column_end);
+        return;
+    }
+#endif
     switch (t->ffn->table_dtype) {
     case INT8:
         read_columns(t, column, column_end, INT8);

@@ -1,6 +1,7 @@
 /* From z to the rows that are read: codes, margin scores, and with two cells the neighbour across the nearest plane. */
 #include "exponential.h"
 #include "margin.h"
+#include "rows_vnni.h"
 #include "tile.h"
 
 INLINE vf v_lookup(const float *base, vi index) {
@@ -38,21 +39,39 @@ INLINE void score_lanes(const struct tile *t, int64_t token, int64_t table, cons
     margin_lanes(z, f->bits, &code, &score);
     for (int lane = 0; lane < LANES; lane++)
         row[lane] = lane;
-    row = ((row + (int32_t)table) << (int32_t)f->bits) + code;
+    row += (int32_t)table;
+    vi exists = (vi)(row < (int32_t)f->tables); /* tables that only fill the group read nothing of the first row */
+    row = ((row << (int32_t)f->bits) + code) & exists;
+    score = (vf)((vi)score & exists);
+    vf weights[2] = {{0}, {0}};
     if (f->cells == 2) {
         vf least;
         vi place;
         nearest_plane(z, f->bits, &least, &place);
         float sharpness = *(const float *)(f->weights + f->offset[SHARPNESS]);
         vf other = 1.0f / (1.0f + v_exp(least * sharpness)); /* sigmoid(-2 m / temperature) */
-        vi neighbour = row ^ place;
-        vf other_weight = score * other;
+        vi neighbour = (row ^ place) & exists;
+        weights[1] = score * other;
+        if (scales)
+            weights[1] *= v_lookup(scales, neighbour);
         v_store_int(index + width, neighbour);
-        v_store(weight + width, scales ? other_weight * v_lookup(scales, neighbour) : other_weight);
         score *= 1.0f - other;
     }
+    weights[0] = scales ? score * v_lookup(scales, row) : score;
     v_store_int(index, row);
-    v_store(weight, scales ? score * v_lookup(scales, row) : score);
+#ifdef VNNI_READ
+    if (t->vnni) {
+        float *const slots[2] = {weight, weight + width};
+        if (f->cells == 2)
+            to_fractions(slots, weights, 2);
+        else
+            to_fractions(slots, weights, 1);
+        return;
+    }
+#endif
+    v_store(weight, weights[0]);
+    if (f->cells == 2)
+        v_store(weight + width, weights[1]);
 }
 
 /* A few tokens' rows go to the cache as soon as they are known. */

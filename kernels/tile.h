@@ -16,6 +16,7 @@ struct tile {
     float *weight;  /* likewise: what each row counts */
     float *out;     /* [tokens, out_width] */
     float *work;    /* work_floats for this thread */
+    int vnni;       /* weights of int8 rows are fractions (rows_vnni.h) */
     int rank, size; /* this thread's place in the team */
 };
 

@@ -3,6 +3,7 @@
 #ifndef COMPRESS_VECTOR_H
 #define COMPRESS_VECTOR_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -92,6 +93,10 @@ INLINE vf v_load_int8(const void *p) {
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
 #elif defined(LEVEL_AVX2)
     return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+#elif defined(LEVEL_NEON)
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
 #else
     int8_t bytes[LANES];
     memcpy(bytes, p, sizeof bytes);
@@ -108,6 +113,8 @@ INLINE vf v_load_bfloat16(const void *p) {
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16);
 #elif defined(LEVEL_AVX2)
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16);
+#elif defined(LEVEL_NEON)
+    return (vf)vshll_n_u16(vld1_u16(p), 16);
 #else
     uint16_t halves[LANES];
     memcpy(halves, p, sizeof halves);

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_levels import LEVELS, using_level, using_threads
+from kernel_levels import FORWARD_LEVELS, using_level, using_threads
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,7 +18,7 @@ from compress import kernel_layout, kernels
 from compress.errors import KernelError
 from compress.lookup.geometry import Geometry
 
-pytestmark = pytest.mark.skipif(not LEVELS, reason="the native extension is not installed")
+pytestmark = pytest.mark.skipif(not FORWARD_LEVELS, reason="the native extension is not installed")
 
 ACTIVATIONS = {
     "gelu": functional.gelu,
@@ -133,7 +133,7 @@ def assert_agrees(params: dict[str, Tensor], g: Geometry, x: Tensor) -> None:
     expected, clear = reference(params, g, x)
     relative = 1e-4 if params.get("tables", x).dtype == torch.int8 else 1e-5
     scale = expected.abs().max().item() if len(x) else 1.0
-    for level in LEVELS:
+    for level in FORWARD_LEVELS:
         with using_level(level):
             actual = run(params, g, x)
             assert actual.shape == expected.shape
@@ -182,7 +182,7 @@ TYPICAL = [
 
 @pytest.mark.parametrize("g", TYPICAL, ids=lambda g: f"{g.projection}-{g.tables}-{g.read}")
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", FORWARD_LEVELS)
 def test_neither_batch_nor_threads_change_a_bit(g, weight_dtype, level):
     prepared, numbers = kernels.prepare(make_params(g, torch.int8, weight_dtype, 0), g)
     x = torch.randn(1100, g.d_in, generator=torch.Generator().manual_seed(1))  # several tiles
@@ -215,12 +215,12 @@ def test_first_of_equal_margins_is_the_second_cell():
     params["hash.projection.weight"], params["hash.projection.bias"] = torch.eye(4), torch.zeros(4)
     x = torch.tensor([[2.0, -0.5, 0.5, 1.0]])
     expected, _ = reference(params, g, x)  # torch.min gives the first of equals too
-    for level in LEVELS:
+    for level in FORWARD_LEVELS:
         with using_level(level):
             torch.testing.assert_close(run(params, g, x).double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", FORWARD_LEVELS)
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_activations_hold_over_their_whole_range(activation, level):
     g = Geometry(1, 1, 0, 8, "lowrank", 64, 0, 1, False, activation)
@@ -233,16 +233,31 @@ def test_activations_hold_over_their_whole_range(activation, level):
     torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)  # an ulp of 1 + erf, times x
 
 
-def test_nan_in_one_token_stays_in_it():
-    g = TYPICAL[0]
+@pytest.mark.parametrize("g", TYPICAL[:5], ids=lambda g: g.projection)
+@pytest.mark.parametrize("level", FORWARD_LEVELS)
+def test_nan_in_one_token_stays_in_it(g, level):
     params = make_params(g, torch.int8, torch.bfloat16, 0)
     x = torch.randn(5, g.d_in)
-    clean = run(params, g, x)
-    x[2, 3] = torch.nan
-    y = run(params, g, x)
+    with using_level(level):
+        clean = run(params, g, x)
+        x[2, 3] = torch.nan
+        y = run(params, g, x)
     assert y[2].isnan().all()
     others = [0, 1, 3, 4]
     assert torch.equal(y[others], clean[others])
+
+
+@pytest.mark.parametrize("level", FORWARD_LEVELS)
+def test_one_table_may_outweigh_the_others(level):
+    g = Geometry(8, 96, 40, 4, "dense", 64, 0, 0, False, "gelu", "top2")
+    params = make_params(g, torch.int8, torch.float32, 0)
+    params["hash.projection.bias"][4 * 17 : 4 * 18] = 1000.0  # the score of table 17
+    params["scales"][20:] = 0.0
+    x = torch.randn(9, 8)
+    expected, clear = reference(params, g, x)
+    with using_level(level):
+        actual = run(params, g, x)[clear > 1e-7].double()
+    torch.testing.assert_close(actual, expected[clear > 1e-7], rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.assets
@@ -260,7 +275,7 @@ def test_golden_vectors(case, g):
 
     golden = load_file(path)
     params = {name: golden[name] for name in kernel_layout.parameter_shapes(g)}
-    for level in LEVELS:
+    for level in FORWARD_LEVELS:
         with using_level(level):
             y = run(params, g, golden["x"])
             torch.testing.assert_close(y, golden["y"], rtol=0, atol=1e-5 * golden["y"].abs().max().item())
@@ -284,6 +299,7 @@ def test_what_does_not_fit_is_refused():
         "tables has dtype": without("scales") | {"tables": params["tables"].double()},
         "bias has dtype": params | {"bias": params["bias"].double()},
         "scales": without("scales"),
+        "scales holds": params | {"scales": -params["scales"]},
         "is on meta": params | {"bias": params["bias"].to("meta")},
     }
     for message, wrong in broken.items():
