@@ -263,6 +263,7 @@ def lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -
 
     `prepared` and `geometry` are what `prepare` returned. Arithmetic is float32, but where the processor has
     AVX-512 VNNI int8 rows are summed in integers, their weights as 16-bit fractions of a group's largest. A token's
-    result depends neither on the other tokens of its batch nor on the thread count. Raises KernelError on tensors that do not fit.
+    result depends neither on the other tokens of its batch nor on the thread count.
+    Raises KernelError on tensors that do not fit.
     """
     return torch.ops.compress.lookup_ffn(x, prepared, geometry)
