@@ -28,7 +28,9 @@ def llama(vocab: int = 64) -> PreTrainedModel:
 
 def gpt2(vocab: int = 64) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=vocab, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
     return GPT2LMHeadModel(config).eval()
 
 

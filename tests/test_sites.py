@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from compress.errors import ModelError, SiteError
 from compress.lookup import LookupFFN
-from compress.lookup.neurons import ACTIVATIONS, DenseWeights
+from compress.dense import ACTIVATIONS, DenseWeights
 from compress.sites import (
     Site,
     StandIn,

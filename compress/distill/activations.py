@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Split, token_mask
-from ..lookup import LookupFFN
+from ..lookup import LookupFFN, PackedLookupFFN
 from ..sites import Site
 
 
@@ -59,7 +59,7 @@ def observe(model: nn.Module, taps: Sequence[Tap], *, stop: bool = False) -> Ite
     def attach(tap: Tap) -> None:
         name, trace = tap.site.name, traces[tap.site.name]
         entry = model.get_submodule(tap.site.entry)
-        answer = entry if isinstance(entry, LookupFFN) else model.get_submodule(tap.site.output)
+        answer = entry if isinstance(entry, LookupFFN | PackedLookupFFN) else model.get_submodule(tap.site.output)
 
         def on_entry(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             trace.x.append(args[0] if args else next(iter(kwargs.values())))

@@ -12,7 +12,7 @@ from ..lookup import LookupFFN
 
 BETAS = (0.9, 0.99)  # a row is read by about 1 % of the tokens, so table gradients are noisy
 TABLE_FACTOR = 3.0  # tables learn faster than what feeds them (docs/method.md)
-AUTO_LEARNING_RATE = 1e-2  # of a parameter's own scale, a step
+AUTO_LEARNING_RATE = 2e-2  # of a parameter's own scale, a step
 
 
 def student_groups(student: LookupFFN, rate: float, answer_scale: float) -> list[dict[str, object]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lookup.neurons import ACTIVATIONS
+from ..dense import ACTIVATIONS
 from .flow import Function
 from .site import Layout
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import SiteError
-from ..lookup.neurons import ACTIVATIONS
+from ..dense import ACTIVATIONS
 from . import linears
 from .activations import Activation, recognise
 from .examples import example_inputs

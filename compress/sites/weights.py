@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SiteError
-from ..lookup.neurons import DenseWeights
+from ..dense import DenseWeights
 from . import linears
 from .site import Site
 
