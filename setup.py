@@ -4,19 +4,23 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 # Each level is one C file that asks for its own instruction set, so the build needs no -march and one binary runs on
-# every processor. Fused multiply-adds are written out where wanted: contraction is off, so that compilers agree.
-SOURCES = ["_kernels.pyx", "levels.c", "scalar.c", "avx2.c", "avx512.c", "neon.c", "training.c", "layout.c", "inference.c", "memory.c"]
+# every processor; against Python's limited API it serves every version from 3.11 on. Fused multiply-adds are written
+# out where wanted: contraction is off, so that compilers agree.
+C_FILES = ["levels", "scalar", "avx2", "avx512", "neon", "training", "layout", "inference", "memory"]
 
 setup(
     ext_modules=cythonize(
         [
             Extension(
                 "compress._kernels",
-                [f"kernels/{name}" for name in SOURCES],
+                ["kernels/_kernels.pyx", *(f"kernels/{name}.c" for name in C_FILES)],
+                define_macros=[("CYTHON_LIMITED_API", "1"), ("Py_LIMITED_API", "0x030B0000")],
+                py_limited_api=True,
                 depends=sorted(glob("kernels/*.h")),
                 extra_compile_args=["-O3", "-g0", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden"],
                 extra_link_args=["-fopenmp"],
             )
         ]
-    )
+    ),
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

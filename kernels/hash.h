@@ -6,8 +6,6 @@
 
 enum { PREFETCH_TOKENS = 4 };
 
-static int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-
 INLINE void hash_prefetch(const struct tile *t, int64_t token, int64_t table, int64_t table_end) {
     if (t->tokens <= PREFETCH_TOKENS && t->size == 1)
         prefetch_rows(t, token, table, lesser(table_end, t->ffn->tables));

@@ -20,6 +20,8 @@ struct tile {
     int rank, size; /* this thread's place in the team */
 };
 
+static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
 /* This thread's share of n units of work. */
 static inline int64_t share(const struct tile *t, int64_t n) { return n * t->rank / t->size; }
 static inline int64_t share_end(const struct tile *t, int64_t n) { return n * (t->rank + 1) / t->size; }
