@@ -47,7 +47,7 @@ lint: install
 	$(BIN)/ruff check compress cli recipes tests setup.py
 	$(BIN)/ruff format --check compress cli recipes tests setup.py
 	$(BIN)/mypy -p compress
-	$(BIN)/cython-lint kernels
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint kernels
 
 bench: install
 	$(BIN)/compress bench --hidden 768 --intermediate 3072

@@ -19,9 +19,9 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from compress.dense import ACTIVATIONS, DenseWeights
 from compress.errors import ModelError, SiteError
 from compress.lookup import LookupFFN
-from compress.dense import ACTIVATIONS, DenseWeights
 from compress.sites import (
     Site,
     StandIn,

@@ -19,7 +19,8 @@ import torch
 from compress.recipes.embedded.corpus import Module, collect
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-MODEL = Path(__file__).parent / "model"
+# Resolved: an editable installation may hold links to the files of the source tree, where the card belongs.
+MODEL = Path(__file__).resolve().parent / "model"
 SEQUENCE_LENGTH = 256
 END_MARK = b"\0"
 
@@ -33,12 +34,13 @@ tags: [python, code, demo]
 A Llama ({parameters:,} parameters, {megabytes:.1f} MB in bfloat16: hidden {hidden}, {layers} layers, gated FFN of
 {intermediate}, {heads} heads, tied embeddings, byte-level BPE of {vocabulary}, trained on windows of {sequence} tokens)
 for demonstrations and tests without a network: its training text comes with every Python. It knows no other text, and
-what it writes is Python in form more than in sense.
+what it writes is Python in form more than in sense, and soon repeats itself.
 
 ## Data
 The source of CPython {python}'s standard library, split by top-level module or package with a hash of its name
 (`corpus.py`): {train_modules} files ({train_bytes:,} bytes) for training, {held_modules} files ({held_bytes:,} bytes)
-held out, of {held_units}. Tests, generated tables and near-copies are left out.
+held out, of {held_units}.
+Tests, generated tables and near-copies are left out.
 
 ## Commands
     python -m compress.recipes.embedded.train --out DIR     train it again

@@ -24,7 +24,15 @@ def main() -> None:
     train, held_out = write_split(folder)
     print(f"text: {train} to distil on, {held_out} held out (the standard library's source)", flush=True)
     run(
-        "convert", str(MODEL), "demo", "--output", str(checkpoint), "--data", str(train), "--set", f"eval.data={held_out}"
+        "convert",
+        str(MODEL),
+        "demo",
+        "--output",
+        str(checkpoint),
+        "--data",
+        str(train),
+        "--set",
+        f"eval.data={held_out}",
     )
     prompt = "def read_lines(path):\n"
     run("run", str(checkpoint), prompt, "--max-new-tokens", "40")

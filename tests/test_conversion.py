@@ -1,0 +1,295 @@
+"""A conversion from recipe to checkpoint: its result, its refusals, and that a kill at any stage changes nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pico_tokenizer import save_pico
+
+import compress
+from compress.checkpoint import verify_files, verify_outputs
+from compress.conversion import convert, resume
+from compress.distill.job import Job
+from compress.errors import CompressError, JobError, RecipeError
+from compress.models import load_pretrained
+
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "man",
+    "hat",
+    "sat",
+    "ran",
+    "saw",
+    "old",
+    "red",
+    "big",
+    "on",
+    "in",
+    "to",
+    "and",
+    "who",
+]
+RECIPE = """\
+version: 1
+lookup: {budget: 0.4, memory: 40, bits: 4, rank: 16}
+data: {sequence_length: 32, tokens: 4000}
+fit: {tokens: 2000}
+distill: {steps: 8, batch_tokens: 256}
+finetune: {steps: 4, batch_tokens: 256}
+"""
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text, pictures and a recipe."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("conversion")
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices(WORDS, k=draw.randint(4, 12))) + "." for _ in range(400)]
+    (folder / "text.txt").write_text("\n".join(lines) + "\n")
+    (folder / "pictures").mkdir()
+    for index in range(24):
+        pixels = bytes(draw.randrange(256) for _ in range(8 * 8 * 3))
+        Image.frombytes("RGB", (8, 8), pixels).resize((32, 32)).save(folder / "pictures" / f"{index:02}.png")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def model_folder(work: Path, family: str) -> Path:
+    folder = work / family
+    return folder if folder.exists() else save_pico(folder, family)
+
+
+def run(work: Path, family: str, out: Path, *overrides: str) -> None:
+    images = family == "vit"
+    data = work / ("pictures" if images else "text.txt")
+    source = ("data.source=images", "data.tokens=300") if images else ()
+    convert(
+        str(model_folder(work, family)), work / "recipe.yaml", out, data=str(data),
+        overrides=(*source, *overrides), threads=1,
+    )  # fmt: skip
+
+
+def result_bytes(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted([*out.glob("*.safetensors"), out / "config.json"])}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "bert_masked", "vit"])
+def test_every_family_converts_and_loads_elsewhere(work: Path, tmp_path: Path, family: str) -> None:
+    out = tmp_path / "out"
+    run(work, family, out)
+    report = json.loads((out / "report.json").read_text())
+    assert report["cost"] <= 0.4
+    assert len(report["sites"]) == 2
+    assert {"recipe.yaml", "recipe.resolved.yaml", "README.md", "manifest.json"} <= {p.name for p in out.iterdir()}
+    assert verify_files(out) == []
+    code = (
+        "import sys, compress; from compress.checkpoint import load, verify_outputs;"
+        "sys.exit(len(verify_outputs(sys.argv[1], load(sys.argv[1]))))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(out)], check=False).returncode == 0
+    assert verify_outputs(out, load_pretrained(str(out)).model) == []
+    assert resume(out) is None  # finished: nothing left to do
+
+
+def test_distillation_helps(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    seen = {}
+    finish_unit = Job.finish_unit
+    try:
+        Job.finish_unit = lambda self, name, result: (seen.update({name: result}), finish_unit(self, name, result))[1]
+        run(work, "llama", out, "distill.steps=60", "finetune.steps=20")
+    finally:
+        Job.finish_unit = finish_unit
+    for name, result in seen.items():
+        if name.startswith("distill/"):
+            assert result["distilled"] < result["fitted"], name
+    assert seen["finetune"]["after"] < seen["finetune"]["before"]
+
+
+def test_a_checkpoint_opens_for_training(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(work, "llama", out)
+    model = compress.load(out, trainable=True)
+    logits = model(input_ids=torch.arange(8)[None]).logits
+    logits.square().mean().backward()
+    students = [m for m in model.modules() if isinstance(m, compress.LookupFFN)]
+    assert len(students) == 2
+    assert all(student.tables.grad is not None for student in students)
+
+
+@pytest.mark.parametrize("train", ["norms", "all"])
+def test_the_rest_can_be_trained_along(work: Path, tmp_path: Path, train: str) -> None:
+    out = tmp_path / "out"
+    run(work, "llama", out, f"finetune.train={train}", "finetune.steps=8")
+    dense = dict(load_pretrained(str(model_folder(work, "llama"))).model.named_parameters())
+    changed = {
+        name for name, p in compress.load(out).named_parameters() if name in dense and not torch.equal(p, dense[name])
+    }
+    assert any("norm" in name for name in changed)
+    assert any("q_proj" in name for name in changed) == (train == "all")
+
+
+STAGES = ["distill/0", "distill/1", "finetune", "pack", "evaluate"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_and_resumed_it_gives_the_same_bytes(work: Path, tmp_path: Path, stage: str) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(work, "llama", whole)
+    script = tmp_path / "killed.py"
+    script.write_text(KILL)
+    arguments = [
+        str(model_folder(work, "llama")),
+        str(work / "recipe.yaml"),
+        str(killed),
+        str(work / "text.txt"),
+        stage,
+    ]
+    done = subprocess.run([sys.executable, str(script), *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    journal = json.loads((killed / ".job" / "journal.json").read_text())
+    assert journal["state"] == "running"
+    resume(killed, threads=1)
+    assert result_bytes(killed) == result_bytes(whole)
+    assert {p.name for p in (killed / ".job").iterdir()} <= {"journal.json", "lock"}
+
+
+# Runs a conversion and kills itself in the middle of a stage.
+KILL = """
+import os, signal, sys
+import compress.conversion as conversion
+import compress.distill.stages as stages
+from compress.distill.layerwise import SiteDistiller
+from compress.distill.endtoend import EndToEnd
+
+model, recipe, out, data, stage = sys.argv[1:]
+die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+count = 0
+
+def after(calls, function):
+    def wrapped(*args, **kwargs):
+        global count
+        count += 1
+        if count > calls:
+            die()
+        return function(*args, **kwargs)
+    return wrapped
+
+if stage.startswith("distill/"):
+    SiteDistiller.distill = after(int(stage[-1]), SiteDistiller.distill)
+elif stage == "finetune":
+    stages.SAVE_SECONDS = 0.0
+    EndToEnd.train_step = after(2, EndToEnd.train_step)
+elif stage == "pack":
+    conversion.write_report, conversion.Job.publish = die, die
+else:
+    conversion.evaluate = die
+conversion.convert(model, recipe, out, data=data, threads=1)
+"""
+
+
+def test_killed_from_outside_it_resumes(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "compress", "convert", str(model_folder(work, "llama")), str(work / "recipe.yaml")]
+    command += ["-o", str(out), "--data", str(work / "text.txt"), "--threads", "1", "--set", "distill.steps=400"]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / ".job" / "journal.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    job = Job.open(out)
+    assert job.journal["state"] == "running"
+    assert not job.running()
+    resume(out)
+    assert Job.open(out).journal["state"] == "finished"
+
+
+def test_a_changed_recipe_model_or_text_is_refused(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = tmp_path / "text.txt"
+    text.write_text((work / "text.txt").read_text())
+    script = tmp_path / "killed.py"
+    script.write_text(KILL)
+    arguments = [str(model_folder(work, "llama")), str(work / "recipe.yaml"), str(out), str(text), "distill/1"]
+    subprocess.run([sys.executable, str(script), *arguments], check=False, capture_output=True)
+    with pytest.raises(JobError, match="distill"):
+        resume(out, overrides=["distill.steps=9"])
+    text.write_text("another text altogether. " * 400)
+    with pytest.raises(JobError, match="data"):
+        resume(out)
+    text.write_text((work / "text.txt").read_text())
+    assert resume(out, overrides=["finetune.steps=2"]) is not None  # a stage that has not begun may change
+
+
+def test_two_processes_do_not_share_a_job(work: Path, tmp_path: Path) -> None:
+    job = Job.create(tmp_path / "out", {"fingerprints": {}})
+    with job.lock(), pytest.raises(JobError, match="another process"), Job.open(tmp_path / "out").lock():
+        pass
+
+
+def test_an_output_folder_with_something_in_it_is_refused(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("mine")
+    with pytest.raises(JobError, match="something else"):
+        run(work, "llama", tmp_path / "out")
+    run(work, "llama", tmp_path / "job", "distill.steps=0", "finetune.steps=0")
+    with pytest.raises(JobError, match="already holds"):
+        run(work, "llama", tmp_path / "job")
+    assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lookup.bits=0", "bits"), ("lookup.bits=17", "bits"), ("lookup.neuron=3", "neuron"),
+        ("sites.include=[\"*.nothing\"]", "hits no site"), ("distill.steps=many", "steps"),
+        ("lookup.budget=0.0001", "budget"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_is_written(work: Path, tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(CompressError, match=said):
+        run(work, "llama", tmp_path / "out", override)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_block_that_does_not_divide_is_refused(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match="block"):
+        run(work, "llama", tmp_path / "out", "lookup.projection=bh4", "lookup.block=64")
+
+
+def test_a_recipe_without_data_asks_for_it(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no data") as caught:
+        convert(str(model_folder(work, "llama")), work / "recipe.yaml", tmp_path / "out")
+    assert "--data" in str(caught.value)
+
+
+def test_a_dry_run_writes_nothing(work: Path, tmp_path: Path) -> None:
+    plans = []
+    done = convert(
+        str(model_folder(work, "bert")), work / "recipe.yaml", tmp_path / "out", data=str(work / "text.txt"),
+        dry_run=True, announce=plans.append,
+    )  # fmt: skip
+    assert done is None
+    assert not (tmp_path / "out").exists()
+    assert plans[0].cost <= 0.4
+
+
+def test_sites_can_stay_dense(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(work, "llama", out, "overrides=[{layers: [0], keep_dense: true}]")
+    sites = json.loads((out / "config.json").read_text())["quantization_config"]["sites"]
+    assert [site["name"] for site in sites] == ["layers.1.mlp.down_proj"]
