@@ -5,7 +5,7 @@
 #include "exponential.h"
 #include "ffn.h"
 
-/* One vector a bit; bits_of(j) is z_j of LANES tables. */
+/* z[j] holds z_j of LANES tables. */
 INLINE void margin_lanes(const vf *z, int64_t bits, vi *code, vf *score) {
     vf sum = {0}, product = v_set(1.0f);
     vi pattern = {0};
