@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench install reinstall clean
+.PHONY: demo test lint install reinstall clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -48,9 +48,6 @@ lint: install
 	$(BIN)/ruff format --check compress cli recipes tests setup.py
 	$(BIN)/mypy -p compress
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint kernels
-
-bench: install
-	$(BIN)/compress bench --hidden 768 --intermediate 3072
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo

@@ -14,6 +14,7 @@ from .recipes import recipes
 from .resume import resume
 from .run import run
 from .status import status
+from .verify import verify
 
 app = typer.Typer(
     name="compress",
@@ -45,7 +46,7 @@ def _options(
 
 for _name, _command in (
     ("convert", convert), ("resume", resume), ("status", status), ("inspect", inspect), ("eval", evaluate),
-    ("run", run), ("recipes", recipes),
+    ("run", run), ("recipes", recipes), ("verify", verify),
 ):  # fmt: skip
     app.command(_name)(_command)
 

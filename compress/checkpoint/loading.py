@@ -30,13 +30,11 @@ def load(
     `save_pretrained` packs them again. Raises CheckpointError where the folder is no compressed checkpoint, is newer
     than this version, or lacks tensors or holds them in another shape: the message names them.
     """
+    import transformers.quantizers.auto  # noqa: F401  # whose import tells transformers about the format
     from safetensors import SafetensorError
-
-    from .quantizer import register
 
     folder = Path(folder)
     checkpoint = read_config(folder)
-    register()
     try:
         with quiet_unless_watched():
             model, info = _model_class(folder, trust_remote_code).from_pretrained(

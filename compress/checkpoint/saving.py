@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,8 @@ def save_checkpoint(
         "left_out": left_out,
     }
     _write_report(folder, {**(report or {}), "checkpoint": facts})
+    for path in folder.glob("*.safetensors"):  # safetensors makes them for their owner alone
+        shutil.copymode(folder / CONFIG_FILE, path)
     write_manifest(folder)
 
 

@@ -41,7 +41,7 @@ def fit(
     """Set every parameter of `student` from data and the dense FFN's weights.
 
     In order: neurons by importance; the code by reduced-rank regression; linear path, neurons' outputs and bias by
-    ridge regression together; the hash centred and scaled on the data; the tables by a few conjugate-gradient steps on
+    ridge regression together; the hash centred on the data (dense ones scaled to it too); the tables by a few conjugate-gradient steps on
     what is left (`table_steps` = 0 leaves them zero).
     """
     g, weight = student.geometry, data.token_weight / data.token_weight.mean()
@@ -131,7 +131,7 @@ def _start_hash(
     student: LookupFFN, inputs: Tensor, dense: DenseWeights, importance: Tensor, weight: Tensor,
     generator: torch.Generator,
 ) -> None:  # fmt: skip
-    """Directions of the hash, then centred and scaled so that every z has mean 0 and deviation 1 on the data."""
+    """Directions of the hash, centred so that every z has mean 0 on the data; dense ones get deviation 1."""
     g, projection = student.geometry, student.hash.projection
     if isinstance(projection, DenseProjection):
         width = projection.weight.shape[1]

@@ -37,7 +37,7 @@ def two_cells(z: Tensor, codes: Tensor, scores: Tensor, temperature: Tensor) -> 
     """The most likely cell and its neighbour across the least certain bit, sharing the score.
 
     z [N, H, t], codes and scores [N, H] -> codes int32 [N, H, 2], weights [N, H, 2]. The neighbour's share is
-    sigmoid(-2 m / temperature) with m = min_j |z_j|: one half on the hyperplane, so that the read is continuous in z.
+    sigmoid(-2 m / temperature) with m = min_j |z_j|: one half on the hyperplane, so that crossing it changes nothing.
     """
     margin, bit = z.abs().min(dim=-1)  # [N, H]
     flip = 1 << (z.shape[-1] - 1 - bit)

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import SiteError
 from ..dense import ACTIVATIONS
+from ..errors import SiteError
 from . import linears
 from .activations import Activation, recognise
 from .examples import example_inputs

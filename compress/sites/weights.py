@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import SiteError
 from ..dense import DenseWeights
+from ..errors import SiteError
 from . import linears
 from .site import Site
 
