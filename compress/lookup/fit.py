@@ -41,8 +41,8 @@ def fit(
     """Set every parameter of `student` from data and the dense FFN's weights.
 
     In order: neurons by importance; the code by reduced-rank regression; linear path, neurons' outputs and bias by
-    ridge regression together; the hash centred on the data (dense ones scaled to it too); the tables by a few conjugate-gradient steps on
-    what is left (`table_steps` = 0 leaves them zero).
+    ridge regression together; the hash centred on the data (dense ones scaled to it too); the tables by a few
+    conjugate-gradient steps on what is left (`table_steps` = 0 leaves them zero).
     """
     g, weight = student.geometry, data.token_weight / data.token_weight.mean()
     x, x_mean = weighted_centre(data.x, weight)
