@@ -69,18 +69,18 @@ def convert(
     announce(prepared.plan)
     if dry_run:
         return None
-    folder = Path(model).expanduser()
     job = Job.create(
         out,
         {
-            "source": str(folder.resolve()) if folder.is_dir() else model,
+            "source": _lasting_name(model, prepared.pretrained.revision),
             "recipe": {"name": str(recipe), "text": chosen.text, "values": chosen.stored()},
             "options": options,
             "fingerprints": prepared.fingerprints,
             "plan": prepared.plan.to_dict(),
         },
     )
-    return _run(job, prepared)
+    with job.lock():
+        return _run(job, prepared)
 
 
 def resume(
@@ -95,18 +95,29 @@ def resume(
     job = Job.open(Path(out))
     if job.journal["state"] == "finished":
         return None
-    recorded = job.journal["options"]
-    options = _use_machine(device or recorded["device"], threads or recorded["threads"], recorded["trust_remote_code"])
-    stored = job.journal["recipe"]
-    recipe = restore_recipe(stored["values"], stored["text"], stored["name"], overrides)
-    prepared = _prepare(job.journal["source"], recipe, options)
-    job.check_fingerprints(prepared.fingerprints, ignore=set(_stage_fingerprints(recipe)) - job.stages_begun())
-    announce(prepared.plan)
-    job.journal["recipe"]["values"] = recipe.stored()
-    job.journal["options"] = options
-    job.journal["fingerprints"] = prepared.fingerprints
-    job.write()
-    return _run(job, prepared)
+    with job.lock():  # before the journal is read for good: another process may just have added to it
+        job = Job.open(Path(out))
+        recorded = job.journal["options"]
+        options = _use_machine(
+            device or recorded["device"], threads or recorded["threads"], recorded["trust_remote_code"]
+        )
+        stored = job.journal["recipe"]
+        recipe = restore_recipe(stored["values"], stored["text"], stored["name"], overrides)
+        prepared = _prepare(job.journal["source"], recipe, options)
+        job.check_fingerprints(prepared.fingerprints, ignore=set(_stage_fingerprints(recipe)) - job.stages_begun())
+        announce(prepared.plan)
+        job.journal["recipe"]["values"] = recipe.stored()
+        job.journal["options"] = options
+        job.journal["fingerprints"] = prepared.fingerprints
+        job.write()
+        return _run(job, prepared)
+
+
+def _lasting_name(model: str, revision: str | None) -> str:
+    """A model's name that means the same in any working directory, and at any later time."""
+    if revision is None:
+        return str(Path(model).expanduser().resolve())
+    return f"{model.partition('@')[0]}@{revision}"
 
 
 def _use_machine(device: str | None, threads: int | None, trust_remote_code: bool) -> dict[str, Any]:
@@ -149,21 +160,18 @@ def _stage_fingerprints(recipe: Recipe) -> dict[str, str]:
 
 
 def _run(job: Job, prepared: _Prepared) -> Report:
-    with job.lock():
-        started = time.monotonic()
-        converted = replace(prepared.pretrained, model=copy.deepcopy(prepared.pretrained.model))
-        stages = Stages(
-            job, prepared.recipe, prepared.plan, prepared.taps, prepared.pretrained, converted, prepared.corpus
-        )
-        stages.distill()
-        stages.finetune()
-        for model in (converted.model, prepared.pretrained.model):
-            torch.nn.Module.to(model, "cpu")
-        _pack(job, prepared, converted)
-        report = _evaluate(job, prepared, converted)
-        job.journal["seconds"] = job.journal.get("seconds", 0.0) + time.monotonic() - started
-        write_report(job.out, {**report.to_dict(), "seconds": job.journal["seconds"]})
-        job.finish()
+    started = time.monotonic()
+    converted = replace(prepared.pretrained, model=copy.deepcopy(prepared.pretrained.model))
+    stages = Stages(job, prepared.recipe, prepared.plan, prepared.taps, prepared.pretrained, converted, prepared.corpus)
+    stages.distill()
+    stages.finetune()
+    for model in (converted.model, prepared.pretrained.model):
+        torch.nn.Module.to(model, "cpu")
+    _pack(job, prepared, converted)
+    report = _evaluate(job, prepared, converted)
+    job.journal["seconds"] = job.journal.get("seconds", 0.0) + time.monotonic() - started
+    write_report(job.out, {**report.to_dict(), "seconds": job.journal["seconds"]})
+    job.finish()
     return report
 
 

@@ -10,6 +10,7 @@ from .errors import CompressError
 from .lookup import Geometry
 from .lookup.budget import DenseGeometry, Sizes, cost, fill, stored_bytes
 from .recipe import LookupSettings, Recipe, match_sites
+from .sites import check_replaceable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,13 +98,16 @@ def dense_geometry(site: Site) -> DenseGeometry:
 def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus) -> Plan:
     """Match the recipe to the sites and fill every size that it leaves open.
 
-    Raises RecipeError where a pattern hits nothing, CompressError where sizes do not fit a site or its budget.
+    Raises RecipeError where a pattern hits nothing, SiteError where a site cannot be replaced, CompressError where
+    sizes do not fit a site or its budget.
     """
     settings = match_sites(recipe, [site.name for site in sites])
     tokens = recipe.distill.steps * recipe.distill.batch_tokens + recipe.finetune.steps * recipe.finetune.batch_tokens
     entries = []
     for site in sites:
         chosen = settings[site.name]
+        if chosen is not None:
+            check_replaceable(site)
         try:
             geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens)
         except CompressError as error:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,13 @@ from pico_tokenizer import save_pico
 import compress
 from compress.checkpoint import verify_files, verify_outputs
 from compress.conversion import convert, resume
+from compress.data import load_corpus
 from compress.distill.job import Job
-from compress.errors import CompressError, JobError, RecipeError
+from compress.errors import CompressError, JobError, RecipeError, SiteError
 from compress.models import load_pretrained
+from compress.plan import make_plan
+from compress.recipe import load_recipe
+from compress.sites import find_sites
 
 WORDS = [
     "the",
@@ -235,10 +240,23 @@ def test_a_changed_recipe_model_or_text_is_refused(work: Path, tmp_path: Path) -
     assert resume(out, overrides=["finetune.steps=2"]) is not None  # a stage that has not begun may change
 
 
-def test_two_processes_do_not_share_a_job(work: Path, tmp_path: Path) -> None:
-    job = Job.create(tmp_path / "out", {"fingerprints": {}})
-    with job.lock(), pytest.raises(JobError, match="another process"), Job.open(tmp_path / "out").lock():
-        pass
+def test_two_processes_do_not_share_a_job(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = Job.create(out, {"fingerprints": {}})
+    with job.lock():
+        before = (out / ".job" / "journal.json").read_bytes()
+        with pytest.raises(JobError, match="another process"):
+            resume(out)
+        assert (out / ".job" / "journal.json").read_bytes() == before
+
+
+def test_a_site_that_cannot_be_replaced_is_refused_with_the_plan(work: Path) -> None:
+    pretrained = load_pretrained(str(model_folder(work, "llama")))
+    recipe = load_recipe(work / "recipe.yaml").with_data(str(work / "text.txt"))
+    corpus = load_corpus(recipe.data, pretrained, 0)
+    sites = [replace(site, obstacle="it is welded in") for site in find_sites(pretrained.model)]
+    with pytest.raises(SiteError, match="welded in"):
+        make_plan(sites, recipe, corpus)
 
 
 def test_an_output_folder_with_something_in_it_is_refused(work: Path, tmp_path: Path) -> None:

@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 from compress.dense import DenseWeights
 from compress.lookup import LookupFFN
 from compress.lookup.fit import SiteData, fit
-from compress.lookup.least_squares import reduced_rank_regression, ridge_regression, table_least_squares, whitening
+from compress.lookup.least_squares import (
+    generalising_tables,
+    reduced_rank_regression,
+    ridge_regression,
+    table_least_squares,
+    whitening,
+)
 
 
 def dense(d: int = 16, f: int = 48, gated: bool = False, seed: int = 0) -> DenseWeights:
@@ -126,3 +132,25 @@ def test_whitening_gives_unit_covariance() -> None:
     h = torch.randn(2000, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + 3
     white = (h - h.mean(0)) @ whitening(h, torch.ones(2000)).T
     torch.testing.assert_close(white.T @ white / 2000, torch.eye(6), rtol=0, atol=1e-2)
+
+
+def test_tables_do_not_learn_noise() -> None:
+    """More rows than tokens and a target that nothing predicts: least squares fits it, and must not be believed."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(64, (800, 32, 1), generator=generator, dtype=torch.int32)
+    scores, target, ones = torch.ones(800, 32, 1), torch.randn(800, 8, generator=generator), torch.ones(800)
+    believed = table_least_squares(codes, scores, target, 64, ones, shrink=16.0, steps=8)
+    kept = generalising_tables(codes, scores, target, 64, ones, shrink=16.0, steps=8)
+    assert float(kept.square().mean()) < 0.02 * float(believed.square().mean())
+
+
+def test_a_fit_on_few_tokens_is_no_worse_elsewhere_than_without_tables() -> None:
+    weights = dense()
+    few, many = site_data(weights, 300), site_data(weights, 6000)
+    elsewhere = SiteData(many.x[300:], many.y[300:], many.token_weight[300:], many.channel_weight)
+    errors = []
+    for steps in (0, 8):
+        student = LookupFFN(16, tables=32, bits=8, projection="lowrank", rank=8)
+        fit(student, few, weights, ridge=1e-3, generator=torch.Generator().manual_seed(0), table_steps=steps)
+        errors.append(unexplained(student, elsewhere))
+    assert errors[1] <= 1.02 * errors[0]

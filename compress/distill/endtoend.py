@@ -33,6 +33,7 @@ class EndToEnd:
         answer_scales: dict[str, float],
     ) -> None:  # fmt: skip
         self.dense, self.converted, self.taps, self.task, self.settings = dense, converted, taps, task, settings
+        self.device = next(dense.parameters()).device
         rate = settings.learning_rate
         rate = FINETUNE_FACTOR * AUTO_LEARNING_RATE if rate == "auto" else float(rate)
         groups: list[dict[str, object]] = []
@@ -64,6 +65,7 @@ class EndToEnd:
 
     def error(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean hidden error behind the sites plus the output's error, for one batch."""
+        batch = {key: value.to(self.device) for key, value in batch.items()}
         mask = token_mask(batch)
         keep = None if mask is None else mask.reshape(-1)
         with torch.no_grad(), observe(self.dense, self.taps) as wanted:

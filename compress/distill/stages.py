@@ -104,7 +104,7 @@ class Stages:
         with tqdm(total=settings.steps, initial=trainer.step, desc="end to end", unit="step", disable=None) as bar:
             while trainer.step < settings.steps:
                 batch = self.corpus.train.batch(trainer.step, batch_tokens, seed)
-                error = trainer.train_step({key: value.to(self.device) for key, value in batch.items()})
+                error = trainer.train_step(batch)
                 bar.update()
                 bar.set_postfix(error=f"{error:.4f}", refresh=False)
                 if time.monotonic() - saved > SAVE_SECONDS:

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..dense import DenseWeights
 from .ffn import LookupFFN
 from .least_squares import (
+    generalising_tables,
     reduced_rank_regression,
     ridge_regression,
-    table_least_squares,
     weighted_centre,
     whitening,
 )
@@ -42,7 +42,7 @@ def fit(
 
     In order: neurons by importance; the code by reduced-rank regression; linear path, neurons' outputs and bias by
     ridge regression together; the hash centred on the data (dense ones scaled to it too); the tables by a few
-    conjugate-gradient steps on what is left (`table_steps` = 0 leaves them zero).
+    conjugate-gradient steps on what is left, as far as they hold on tokens held back (`table_steps` = 0: zero).
     """
     g, weight = student.geometry, data.token_weight / data.token_weight.mean()
     x, x_mean = weighted_centre(data.x, weight)
@@ -86,7 +86,7 @@ def fit(
         if table_steps:
             codes, weights = student.read(student.hash(inputs))
             student.tables.copy_(
-                table_least_squares(codes, weights, rest, g.rows, weight, shrink=table_shrink, steps=table_steps)
+                generalising_tables(codes, weights, rest, g.rows, weight, shrink=table_shrink, steps=table_steps)
             )
 
 

@@ -4,7 +4,7 @@ from .discovery import find_sites
 from .examples import example_inputs
 from .norms import find_norms
 from .site import Site, base_model, base_model_path, dense_parameter_name, from_base, to_base
-from .swapping import StandIn, Swap, place, swap
+from .swapping import StandIn, Swap, check_replaceable, place, swap
 from .weights import site_weights
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Swap",
     "base_model",
     "base_model_path",
+    "check_replaceable",
     "dense_parameter_name",
     "example_inputs",
     "find_norms",

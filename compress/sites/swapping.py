@@ -44,13 +44,18 @@ def swap(model: nn.Module, site: Site, student: nn.Module) -> Swap:
 
     Raises SiteError where the model's code leaves no place for it (`site.obstacle`).
     """
+    check_replaceable(site)
+    return place(model, site.entry, site.identities, student)
+
+
+def check_replaceable(site: Site) -> None:
+    """Raise SiteError where no student can take a site's place (`site.obstacle`)."""
     if site.obstacle:
         raise SiteError(
             f"{site.name} cannot be replaced: {site.obstacle}",
             where=site.name,
             remedy="exclude this site in the recipe",
         )
-    return place(model, site.entry, site.identities, student)
 
 
 def place(model: nn.Module, entry: str, identities: Sequence[str], student: nn.Module) -> Swap:
