@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Placement, save_checkpoint, write_report
+from .checkpoint import Placement, round_rest, save_checkpoint, write_report
 from .data import Corpus, EvalData, check_data, load_corpus, load_examples
 from .distill.activations import Tap
 from .distill.job import Job, hash_file
@@ -176,7 +176,7 @@ def _run(job: Job, prepared: _Prepared) -> Report:
 
 
 def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
-    """Round the students to their storage dtypes; write the checkpoint beside the journal, then move it into place."""
+    """Round all weights to their storage dtypes; write the checkpoint beside the journal, then move it into place."""
     placements = []
     for entry, tap in zip(prepared.plan.converted, prepared.taps, strict=True):
         student = converted.model.get_submodule(tap.site.entry)
@@ -184,6 +184,7 @@ def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
         packed = pack(student, prepared.plan.table_dtype, entry.hash_dtype).eval()  # type: ignore[arg-type]
         swap(converted.model, replace(tap.site, identities=()), packed)
         placements.append(Placement.of(converted.model, tap.site, packed))
+    round_rest(converted.model, prepared.pretrained)
     if job.unit("pack"):
         return
     staging = job.folder / "checkpoint"

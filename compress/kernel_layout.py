@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .lookup.geometry import Geometry
 
 # The order of each tuple is that of the enums in kernels/ffn.h.
-PROJECTIONS = ("lowrank", "dense", "bh4", "acdc")
+PROJECTIONS = ("hadamard", "lowrank", "dense", "bh4", "acdc")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh", "sigmoid")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
@@ -25,6 +25,7 @@ SETTINGS = 13  # integers that describe one packed LookupFFN
 PANEL = 16  # outputs of a matrix that lie side by side
 HUGE_PAGE = 2 << 20
 BH4_FACTORS = 4
+HADAMARD_FACTORS = 2
 ACDC_LAYERS = 4
 
 
@@ -42,6 +43,7 @@ def parameter_shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
         shapes["tables"] = (g.tables, g.rows, g.d_out)
         shapes["hash.projection.bias"] = (g.hash_bits,)
         shapes["hash.projection.weight"] = {
+            "hadamard": (g.repeats, HADAMARD_FACTORS, g.padded),
             "lowrank": (g.hash_bits, g.rank),
             "dense": (g.hash_bits, g.d_in),
             "bh4": (g.repeats, BH4_FACTORS, g.padded // max(g.block, 1), g.block, g.block),
@@ -160,6 +162,9 @@ def _parts(params: Mapping[str, Tensor], g: Geometry, hadamard_from: int) -> dic
     weight, bias = params["hash.projection.weight"], params["hash.projection.bias"]
     if g.projection in ("lowrank", "dense"):
         parts["hash"], parts["hash_bias"] = panels(_by_table(weight, g)), _by_table(bias, g)
+    elif g.projection == "hadamard":
+        parts["hash"] = functional.pad(weight.float(), (0, -g.padded % PANEL))
+        parts["hash_bias"] = functional.pad(bias.view(g.tables, g.bits).T, (0, -g.tables % PANEL))
     elif g.projection == "bh4":
         parts["hash"], parts["hash_bias"] = _bh4_panels(weight, g, hadamard_from), bias
     else:

@@ -1,6 +1,6 @@
 /* One packed LookupFFN: its sizes, and where its parts lie.
  *
- *   h = A x + a;   z = P(x or h) + c;   codes and scores of z;
+ *   h = A x + a;   z = P(h or x) + c;   codes and scores of z;
  *   y = U h + W_down (act(W_gate x) * W_up x) + bias + sum of weighted table rows
  *
  * Matrices lie in panels of PANEL outputs: float32 as [panel][k][PANEL]; bfloat16 as [panel][k / 2][PANEL][2], the layout
@@ -13,7 +13,7 @@
 
 enum { PANEL = 16, ROW_UNIT = 64, MAX_BITS = 16 };
 
-enum projection { LOWRANK, DENSE, BH4, ACDC };
+enum projection { HADAMARD, LOWRANK, DENSE, BH4, ACDC };
 enum activation { GELU, GELU_TANH, QUICK_GELU, RELU, RELU2, SILU, TANH, SIGMOID };
 enum dtype { FLOAT32, BFLOAT16, INT8 };
 
@@ -27,8 +27,9 @@ enum setting {
 enum part {
     INPUT,        /* panels over x: code, then gate, then up, each padded to whole panels */
     INPUT_BIAS,   /* float32, in the same order */
-    HASH,         /* lowrank, dense: panels [group][bit][PANEL tables]; BH4: panels of each block; ACDC: float32 diagonals */
-    HASH_BIAS,    /* float32: lowrank, dense [group][bit][PANEL tables]; BH4, ACDC [tables * bits] */
+    HASH,         /* lowrank, dense: panels [group][bit][PANEL tables]; BH4: panels of each block;
+                   * Hadamard [repeat][2][width], ACDC: float32 diagonals */
+    HASH_BIAS,    /* float32: lowrank, dense [group][bit][PANEL tables]; Hadamard [bits][groups * PANEL]; BH4, ACDC [tables * bits] */
     OUTPUT,       /* panels over code and neurons: U beside W_down */
     OUTPUT_BIAS,  /* float32 [out_width] */
     SCALES,       /* float32 [groups * PANEL, rows], int8 tables only */

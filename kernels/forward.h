@@ -29,6 +29,9 @@ static void LEVEL(forward_hash)(const struct tile *t) {
     if (!f->tables)
         return;
     switch (f->projection) {
+    case HADAMARD:
+        hash_hadamard(t);
+        break;
     case BH4:
         hash_bh4(t);
         break;

@@ -41,6 +41,40 @@ static void hash_panels(const struct tile *t) {
     }
 }
 
+/* Hadamard: v = H w2 H w1 h; of a repeat's v bit j of table i is element j * each + i. */
+static void hash_hadamard(const struct tile *t) {
+    const struct ffn *f = t->ffn;
+    const int64_t width = f->width, each = f->transform / f->bits;
+    const int64_t padded = f->groups * PANEL, z_stride = padded + PANEL; /* room for overlong copies */
+    const float *diagonals = (const float *)(f->weights + f->offset[HASH]);
+    const float *bias = (const float *)(f->weights + f->offset[HASH_BIAS]);
+    float *h = t->work, *v = h + width, *z = v + width + PANEL; /* z [bits][z_stride] */
+    memset(v, 0, (size_t)(width + PANEL + f->bits * z_stride) * sizeof *v);
+    for (int64_t token = share(t, t->tokens), end = share_end(t, t->tokens); token < end; token++) {
+        memcpy(h, t->inputs + token * f->input_width, (size_t)f->rank * 4);
+        memset(h + f->rank, 0, (size_t)(width - f->rank) * 4);
+        for (int64_t repeat = 0; repeat < f->repeats; repeat++) {
+            const float *w1 = diagonals + repeat * 2 * width, *w2 = w1 + width;
+            for (int64_t i = 0; i < width; i += LANES)
+                v_store(v + i, v_load(h + i) * v_load(w1 + i));
+            hadamard(v, f->transform, 1);
+            for (int64_t i = 0; i < width; i += LANES)
+                v_store(v + i, v_load(v + i) * v_load(w2 + i));
+            hadamard(v, f->transform, 1);
+            for (int64_t j = 0; j < f->bits; j++)
+                for (int64_t i = 0; i < each && repeat * each + i < padded; i += LANES)
+                    v_store(z + j * z_stride + repeat * each + i, v_load(v + j * each + i));
+        }
+        for (int64_t table = 0; table < padded; table += LANES) {
+            vf lanes[MAX_BITS];
+            for (int64_t j = 0; j < f->bits; j++)
+                lanes[j] = v_load(z + j * z_stride + table) + v_load(bias + j * padded + table);
+            score_lanes(t, token, table, lanes);
+            hash_prefetch(t, token, table, table + LANES);
+        }
+    }
+}
+
 /* One token's z [tables * bits] in its natural order. */
 static void score_token(const struct tile *t, int64_t token, const float *z) {
     const struct ffn *f = t->ffn;

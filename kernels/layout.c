@@ -18,20 +18,26 @@ static int in_range(int64_t value, int64_t low, int64_t high) { return low <= va
 static int valid(const struct ffn *f) {
     const int64_t most = 1 << 24; /* sizes: products of three stay far within 64 bits */
     return in_range(f->d_in, 1, most) && in_range(f->d_out, 1, most) && in_range(f->tables, 0, most) &&
-           in_range(f->bits, 1, MAX_BITS) && in_range(f->projection, LOWRANK, ACDC) && in_range(f->rank, 0, most) &&
+           in_range(f->bits, 1, MAX_BITS) && in_range(f->projection, HADAMARD, ACDC) && in_range(f->rank, 0, most) &&
            in_range(f->neurons, 0, most) && in_range(f->gated, 0, 1) && in_range(f->activation, GELU, SIGMOID) &&
            in_range(f->cells, 1, 2) && in_range(f->table_dtype, FLOAT32, INT8) &&
            in_range(f->weight_dtype, FLOAT32, BFLOAT16) && round_up(f->tables, PANEL) << f->bits < (int64_t)1 << 31 &&
-           !(f->tables && f->projection == LOWRANK && !f->rank);
+           !(f->tables && f->projection <= LOWRANK && !f->rank);
 }
 
-/* BH4's and ACDC's transforms; blocks smaller than a panel are laid side by side in one. */
+/* The transforms of a structured hash; blocks smaller than a panel are laid side by side in one. */
 static int transform_sizes(struct ffn *f) {
     f->transform = 1;
-    while (f->transform < f->d_in)
+    while (f->transform < (f->projection == HADAMARD ? f->rank : f->d_in))
         f->transform *= 2;
     f->width = round_up(f->transform, PANEL);
     f->repeats = (f->tables * f->bits + f->transform - 1) / f->transform;
+    if (f->projection == HADAMARD) { /* a transform gives whole tables */
+        const int64_t each = f->transform / f->bits;
+        if (!each)
+            return -1;
+        f->repeats = (f->tables + each - 1) / each;
+    }
     if (f->projection != BH4)
         return 0;
     if (f->block < 1 || f->block > f->transform || (f->block & (f->block - 1)))
@@ -73,10 +79,11 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
     } else if (f->tables) {
         if (transform_sizes(f))
             return -1;
-        f->bytes[HASH] = f->projection == BH4
-                             ? panel_bytes(f->repeats * 4 * f->width, f->block_width, f->weight_dtype)
-                             : f->repeats * 4 * 2 * f->transform * 4;
-        f->bytes[HASH_BIAS] = f->repeats * f->width * 4;
+        if (f->projection == BH4)
+            f->bytes[HASH] = panel_bytes(f->repeats * 4 * f->width, f->block_width, f->weight_dtype);
+        else
+            f->bytes[HASH] = f->repeats * 2 * (f->projection == HADAMARD ? f->width : 4 * f->transform) * 4;
+        f->bytes[HASH_BIAS] = (f->projection == HADAMARD ? f->groups * PANEL * f->bits : f->repeats * f->width) * 4;
         f->bytes[ROTATIONS] = f->projection == ACDC ? 2 * f->transform * 4 : 0;
     }
     f->bytes[SCALES] = f->tables && f->table_dtype == INT8 ? f->groups * PANEL * f->rows * 4 : 0;

@@ -15,7 +15,7 @@ from compress.lookup.budget import (
     stored_bytes,
 )
 
-CHOICES = {"table_dtype": "int8", "hash_dtype": "bfloat16", "projection": "lowrank", "block": 64, "read": "top1"}
+CHOICES = {"table_dtype": "int8", "hash_dtype": "bfloat16", "projection": "hadamard", "block": 64, "read": "top1"}
 
 
 def test_cost_of_the_papers_example() -> None:
@@ -23,6 +23,12 @@ def test_cost_of_the_papers_example() -> None:
     butterflies = 2 * 4 * 512 * 9 / 2  # additions, half a multiply-add each
     assert projection_cost(g) == 262_144 + butterflies
     assert cost(g) == pytest.approx(262_144 + butterflies + 128 * 512 + 128 * 8 * 11)
+
+
+def test_cost_of_hadamard_transforms() -> None:
+    g = Geometry(384, 384, 128, 8, projection="hadamard", rank=96)
+    transforms = 128 * 8 // 128  # the code padded to 128 gives 16 tables at once
+    assert projection_cost(g) == transforms * (2 * 128 + 2 * 7 * 128 / 2)  # diagonals, butterflies
 
 
 def test_cost_counts_every_part() -> None:
@@ -56,7 +62,7 @@ def test_auto_sizes_spend_the_budget_and_no_more(d, factor, budget, memory, toke
 
 def test_few_tokens_get_neurons_and_many_get_tables() -> None:
     dense = DenseGeometry(384, 1536, 384, False, "gelu")
-    few, many = (fill(dense, Sizes(0.25, 12), tokens, **CHOICES) for tokens in (100_000, 20_000_000))
+    few, many = (fill(dense, Sizes(0.25, 40), tokens, **CHOICES) for tokens in (100_000, 20_000_000))
     assert few.neurons > many.neurons
     assert few.tables < many.tables
     assert neuron_share(0) >= neuron_share(10**6) >= neuron_share(10**9)
@@ -66,6 +72,12 @@ def test_explicit_sizes_win() -> None:
     dense = DenseGeometry(384, 1536, 384, False, "gelu")
     g = fill(dense, Sizes(0.25, 12, tables=64, bits=6, rank=48, neurons=32), 10**6, **CHOICES)
     assert (g.tables, g.bits, g.rank, g.neurons) == (64, 6, 48, 32)
+
+
+def test_neurons_alone_spend_the_whole_budget() -> None:
+    dense = DenseGeometry(384, 1536, 384, False, "gelu")
+    g = fill(dense, Sizes(0.25, 12, tables=0, rank=0), 10**6, **CHOICES)
+    assert (g.tables, g.rank, g.neurons) == (0, 0, 384)
 
 
 @pytest.mark.parametrize("sizes", [Sizes(0.1, 12, tables=256), Sizes(0.25, 1, tables=64, neurons=0)])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from pico_tokenizer import save_pico
+from safetensors.torch import load_file
 
 import compress
 from compress.checkpoint import verify_files, verify_outputs
@@ -144,6 +146,19 @@ def test_the_rest_can_be_trained_along(work: Path, tmp_path: Path, train: str) -
     }
     assert any("norm" in name for name in changed)
     assert any("q_proj" in name for name in changed) == (train == "all")
+
+
+def test_a_trained_rest_keeps_the_dtype_of_the_source(work: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(model_folder(work, "llama"), source)
+    load_pretrained(str(source)).model.bfloat16().save_pretrained(source)
+    overrides = ("finetune.train=all", "finetune.steps=8")
+    convert(str(source), work / "recipe.yaml", out, data=str(work / "text.txt"), overrides=overrides, threads=1)
+    stored = load_file(out / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert stored[name].dtype == torch.bfloat16
+    assert not torch.equal(stored[name], load_file(source / "model.safetensors")[name])
+    assert verify_outputs(out, load_pretrained(str(out)).model) == []
 
 
 STAGES = ["distill/0", "distill/1", "finetune", "pack", "evaluate"]

@@ -39,6 +39,7 @@ def unexplained(student: LookupFFN, data: SiteData) -> float:
 
 
 SIZES = [
+    {"tables": 16, "bits": 4, "projection": "hadamard", "rank": 8},
     {"tables": 16, "bits": 4, "projection": "lowrank", "rank": 8},
     {"tables": 16, "bits": 4, "projection": "lowrank", "rank": 8, "neurons": 8},
     {"tables": 16, "bits": 4, "projection": "dense"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 
@@ -53,6 +52,12 @@ def project(p: dict[str, Tensor], g: Geometry, x: Tensor, h: Tensor | None) -> T
     weight, bias = p["hash.projection.weight"], p["hash.projection.bias"]
     if g.projection in ("lowrank", "dense"):
         return functional.linear(h if g.projection == "lowrank" else x, weight, bias)
+    if g.projection == "hadamard":
+        code, mixing = functional.pad(h, (0, g.padded - g.rank)), hadamard(g.padded)
+        z = torch.stack([(code * first) @ mixing * second @ mixing for first, second in weight], 1)
+        each = g.padded // g.bits
+        z = z[..., : g.bits * each].unflatten(2, (g.bits, each)).transpose(2, 3).flatten(1)
+        return z[:, : g.hash_bits] + bias
     x = functional.pad(x, (0, g.padded - g.d_in))
     parts = []
     for layers in weight:
@@ -114,6 +119,8 @@ def make_params(g: Geometry, table_dtype: torch.dtype, weight_dtype: torch.dtype
             value /= math.sqrt(g.block * g.padded)
         elif name == "hash.projection.weight" and g.projection == "acdc":
             value = 1 + 0.3 * value
+        elif name == "hash.projection.weight" and g.projection == "hadamard":
+            value /= math.sqrt(g.padded)
         elif name.endswith(".weight"):
             value /= math.sqrt(shape[-1])
         params[name] = value.to(weight_dtype) if name.endswith(".weight") else value
@@ -145,13 +152,16 @@ def assert_agrees(params: dict[str, Tensor], g: Geometry, x: Tensor) -> None:
 @st.composite
 def geometries(draw) -> Geometry:
     tables = draw(st.integers(0, 37))
-    projection = draw(st.sampled_from(["lowrank", "dense", "bh4", "acdc"]))
+    projection = draw(st.sampled_from(["hadamard", "lowrank", "dense", "bh4", "acdc"]))
     d_in = draw(st.integers(1, 140))
-    rank = draw(st.integers(1 if tables and projection == "lowrank" else 0, 40))
+    rank = draw(st.integers(1 if tables and projection in ("hadamard", "lowrank") else 0, 40))
+    bits = draw(st.integers(1, 9))
+    if projection == "hadamard" and tables:
+        rank = max(rank, bits)
     neurons = draw(st.integers(0 if tables or rank else 1, 40))
     exponent = draw(st.integers(0, max(0, math.ceil(math.log2(d_in)))))
     return Geometry(
-        d_in, draw(st.integers(1, 200)), tables, draw(st.integers(1, 9)), projection, 2**exponent, rank, neurons,
+        d_in, draw(st.integers(1, 200)), tables, bits, projection, 2**exponent, rank, neurons,
         draw(st.booleans()), draw(st.sampled_from(sorted(ACTIVATIONS))), draw(st.sampled_from(["top1", "top2"])),
     )  # fmt: skip
 
@@ -171,6 +181,7 @@ def test_any_geometry(g, table_dtype, weight_dtype, tokens, seed):
 
 
 TYPICAL = [
+    Geometry(96, 96, 40, 8, "hadamard", 64, 64, 24, False, "gelu"),
     Geometry(96, 96, 40, 8, "lowrank", 64, 24, 24, False, "gelu"),
     Geometry(64, 100, 20, 6, "dense", 64, 0, 0, False, "gelu", "top2"),
     Geometry(96, 130, 33, 8, "bh4", 64, 0, 0, False, "gelu"),
@@ -233,7 +244,7 @@ def test_activations_hold_over_their_whole_range(activation, level):
     torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)  # an ulp of 1 + erf, times x
 
 
-@pytest.mark.parametrize("g", TYPICAL[:5], ids=lambda g: g.projection)
+@pytest.mark.parametrize("g", TYPICAL[:6], ids=lambda g: g.projection)
 @pytest.mark.parametrize("level", FORWARD_LEVELS)
 def test_nan_in_one_token_stays_in_it(g, level):
     params = make_params(g, torch.int8, torch.bfloat16, 0)
@@ -321,7 +332,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_every_number_of_the_geometry_is_checked():
-    g = TYPICAL[3]
+    g = TYPICAL[4]
     prepared, numbers = kernels.prepare(make_params(g, torch.int8, torch.float32, 0), g)
     x = torch.randn(2, g.d_in)
     for i in range(len(numbers)):
@@ -352,7 +363,7 @@ class Packed(torch.nn.Module):
 
 
 def test_compiles_and_exports():
-    module, x = Packed(dataclasses.replace(TYPICAL[2])).eval(), torch.randn(7, TYPICAL[2].d_in)
+    module, x = Packed(TYPICAL[3]).eval(), torch.randn(7, TYPICAL[3].d_in)
     with torch.no_grad():
         expected = module(x)
         compiled = torch.compile(module, backend="aot_eager", fullgraph=True)

@@ -39,7 +39,7 @@ def loops(ffn: LookupFFN, x: torch.Tensor) -> torch.Tensor:
     g = ffn.geometry
     ffn = ffn.double()
     h = ffn.code(x) if ffn.code is not None else None
-    z = ffn.hash(h if g.projection == "lowrank" else x)
+    z = ffn.hash(h if g.hashes_code else x)
     y = ffn.bias.expand(len(x), -1).clone()
     for n in range(len(x)):
         for table in range(g.tables):
@@ -61,7 +61,7 @@ def loops(ffn: LookupFFN, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("read", ["top1", "top2"])
-@pytest.mark.parametrize("projection", ["lowrank", "dense", "bh4", "acdc"])
+@pytest.mark.parametrize("projection", ["hadamard", "lowrank", "dense", "bh4", "acdc"])
 def test_forward_is_the_papers(projection: str, read: str) -> None:
     torch.manual_seed(0)
     ffn = LookupFFN(

@@ -17,7 +17,7 @@ def student(**settings: object) -> LookupFFN:
 
 @pytest.mark.parametrize("hash_dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("table_dtype", ["int8", "bfloat16", "float32"])
-@pytest.mark.parametrize("projection", ["lowrank", "dense", "bh4", "acdc"])
+@pytest.mark.parametrize("projection", ["hadamard", "lowrank", "dense", "bh4", "acdc"])
 def test_packed_runs_as_its_dequantised_parameters(projection: str, table_dtype: str, hash_dtype: str) -> None:
     packed = pack(student(projection=projection, block=8), table_dtype, hash_dtype)
     x = torch.randn(9, 24)

@@ -33,7 +33,7 @@ def refusal(text: str, *overrides: str) -> RecipeError:
 def test_defaults_are_those_of_the_format() -> None:
     r = recipe()
     assert r.lookup.model_dump() == {
-        "budget": 0.25, "memory": 12, "tables": "auto", "bits": "auto", "projection": "lowrank", "rank": "auto",
+        "budget": 0.25, "memory": 12, "tables": "auto", "bits": "auto", "projection": "hadamard", "rank": "auto",
         "neurons": "auto", "block": 64, "read": "top1", "hash_dtype": "bfloat16",
     }  # fmt: skip
     assert r.data.model_dump() == {
@@ -45,7 +45,7 @@ def test_defaults_are_those_of_the_format() -> None:
         "steps": 2000, "batch_tokens": 4096, "learning_rate": "auto", "objective": "block", "inputs": "student",
     }  # fmt: skip
     assert r.finetune.model_dump() == {
-        "steps": 1000, "batch_tokens": 4096, "learning_rate": "auto", "train": "lookup", "temperature": 1.0,
+        "steps": 1000, "batch_tokens": 4096, "learning_rate": "auto", "train": "all", "temperature": 1.0,
     }  # fmt: skip
     assert r.pack.model_dump() == {"table_dtype": "int8", "rest": "keep"}
     assert r.eval.model_dump() == {"data": None, "tasks": ()}

@@ -4,7 +4,7 @@ from .format import FORMAT_VERSION, METHOD, CheckpointConfig, Placement, is_comp
 from .loading import load
 from .manifest import Problem, verify_files
 from .probe import verify_outputs
-from .saving import save_checkpoint, write_report
+from .saving import round_rest, save_checkpoint, write_report
 
 __all__ = [
     "FORMAT_VERSION",
@@ -15,6 +15,7 @@ __all__ = [
     "is_compressed",
     "load",
     "read_config",
+    "round_rest",
     "save_checkpoint",
     "verify_files",
     "verify_outputs",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -82,6 +83,22 @@ def save_checkpoint(
     for path in folder.glob("*.safetensors"):  # safetensors makes them for their owner alone
         shutil.copymode(folder / CONFIG_FILE, path)
     write_manifest(folder)
+
+
+@torch.no_grad()
+def round_rest(model: nn.Module, source: Pretrained) -> None:
+    """Round matrices outside the students to the dtype that the source declares, in which a checkpoint holds them.
+
+    Untouched ones stay as they are; trained ones lose what their file loses, before anything is measured. Vectors
+    (norms, biases) stay float32: they are small, and a small change of a gain near 1 would be rounded away.
+    """
+    name = _dtype_name(read_config_file(source.folder))
+    if name not in ("bfloat16", "float16"):
+        return
+    students = {id(p) for m in model.modules() if isinstance(m, PackedLookupFFN) for p in m.parameters()}
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and id(parameter) not in students:
+            parameter.copy_(parameter.to(getattr(torch, name)))
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import CompressError
-from .geometry import ACDC_LAYERS, Geometry
+from .geometry import ACDC_LAYERS, HASHES_CODE, Geometry
 from .packed import HashDtype, TableDtype, packed_layout
-from .projections import BH4_FACTORS
+from .projections import BH4_FACTORS, HADAMARD_FACTORS
 
 EXPONENTIAL = 10
 _WITH_EXPONENTIAL = {"gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "sigmoid"}
@@ -58,6 +58,8 @@ def projection_cost(g: Geometry) -> float:
     if g.projection == "dense":
         return g.hash_bits * g.d_in
     log_width = math.log2(g.padded)
+    if g.projection == "hadamard":
+        return g.repeats * HADAMARD_FACTORS * g.padded * (1 + log_width / 2)
     if g.projection == "bh4":
         return g.repeats * BH4_FACTORS * g.padded * (g.block + log_width / 2)
     return g.repeats * ACDC_LAYERS * g.padded * (2 * log_width + 2)
@@ -134,27 +136,29 @@ def fill(dense: DenseGeometry, sizes: Sizes, tokens: int, *, table_dtype: TableD
     """
     limit, bytes_limit = sizes.budget * dense.cost, sizes.memory * dense.int8_bytes
     bits = 8 if sizes.bits is None else sizes.bits
-    projection = choices.get("projection", "lowrank")
+    projection = choices["projection"]
     rank = sizes.rank
     if rank is None:
         rank = _round(_RANK_AT_QUARTER * dense.d_in * math.sqrt(sizes.budget / 0.25))
         rank = min(rank, _round(_MOST_FOR_CODE * limit / (dense.d_in + dense.d_out)))
-        rank = min(max(rank, _GRAIN if projection == "lowrank" else 0), max(1, min(dense.d_in, dense.d_out) // 2))
-    base = Geometry(
-        dense.d_in, dense.d_out, 1, bits, rank=rank, gated=dense.gated, activation=dense.activation, **choices
-    )
+        rank = min(max(rank, _GRAIN if projection in HASHES_CODE else 0), max(1, min(dense.d_in, dense.d_out) // 2))
     per_neuron = _neuron_cost(dense.d_in, dense.d_out, dense.gated, dense.activation)
+    base = Geometry(
+        dense.d_in, dense.d_out, 0, bits, rank=rank, neurons=_GRAIN, gated=dense.gated, activation=dense.activation,
+        **choices,
+    )  # fmt: skip
+
+    def left(tables: int) -> float:  # of the budget, for neurons
+        return limit - (cost(replace(base, tables=tables)) - _GRAIN * per_neuron)
+
     neurons = sizes.neurons
     if neurons is None:
-        free = limit - cost(replace(base, tables=sizes.tables or 0))
-        if sizes.tables is None:
-            free *= neuron_share(tokens)
-        neurons = _round(min(free / per_neuron, dense.d_hidden))
+        share = 1.0 if sizes.tables is not None else neuron_share(tokens)
+        neurons = _round(min(share * left(sizes.tables or 0) / per_neuron, dense.d_hidden))
 
     def whole(tables: int) -> Geometry:  # what tables leave of the budget, for want of memory, goes to neurons
-        g = replace(base, tables=tables, neurons=neurons)
-        spare = 0 if sizes.neurons is not None else _round((limit - cost(replace(g, neurons=0))) / per_neuron)
-        return replace(g, neurons=max(neurons, min(spare, dense.d_hidden)))
+        spare = 0 if sizes.neurons is not None else _round(left(tables) / per_neuron)
+        return replace(base, tables=tables, neurons=max(neurons, min(spare, dense.d_hidden)))
 
     def fits(tables: int) -> bool:
         g = whole(tables)

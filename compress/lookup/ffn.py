@@ -31,7 +31,7 @@ class LookupFFN(nn.Module):
     """A feed-forward network of learned table look-ups (LookupFFN, ICML 2023), [..., d_in] -> [..., d_out].
 
     Tables of 2^bits rows are read by a hash of x. Optional beside them: `rank` gives a low-rank code h = A x, which
-    feeds a linear path U h and, with projection "lowrank", the hash; `neurons` keeps a few dense neurons.
+    feeds a linear path U h and, with projection "hadamard" or "lowrank", the hash; `neurons` keeps dense neurons.
     `tables` defaults to d_in / 4 tables, as many as give the paper's H t = 2 d bits; other defaults are the paper's.
     Raises CompressError where sizes contradict each other.
     """
@@ -75,8 +75,8 @@ class LookupFFN(nn.Module):
         return cls(values.pop("d_in"), values.pop("d_out"), **values)
 
     def hash_input(self, x: Tensor, h: Tensor | None) -> Tensor:
-        """What the hash reads: the code h [N, r] under projection "lowrank", otherwise x [N, d_in]."""
-        return h if self.geometry.projection == "lowrank" and h is not None else x
+        """What the hash reads: the code h [N, r] or x [N, d_in]."""
+        return h if self.geometry.hashes_code and h is not None else x
 
     def read(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Cells and their weights: z [N, H, t] -> codes int32 and weights [N, H, C]."""

@@ -16,7 +16,7 @@ from .least_squares import (
     weighted_centre,
     whitening,
 )
-from .projections import ACDCProjection, BH4Projection, DenseProjection
+from .projections import ACDCProjection, BH4Projection, DenseProjection, HadamardProjection
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _start_hash(
     student: LookupFFN, inputs: Tensor, dense: DenseWeights, importance: Tensor, weight: Tensor,
     generator: torch.Generator,
 ) -> None:  # fmt: skip
-    """Directions of the hash, centred so that every z has mean 0 on the data; dense ones get deviation 1."""
+    """Directions of the hash, centred so that every z has mean 0 on the data; all but BH4 and ACDC get deviation 1."""
     g, projection = student.geometry, student.hash.projection
     if isinstance(projection, DenseProjection):
         width = projection.weight.shape[1]
@@ -141,7 +141,7 @@ def _start_hash(
             # The most important neurons' own hyperplanes; random ones where there are more bits than neurons.
             order = importance.argsort(descending=True)[: g.hash_bits]
             projection.weight[: len(order)] = dense.gate[order]
-    elif isinstance(projection, BH4Projection | ACDCProjection):
+    elif isinstance(projection, HadamardProjection | BH4Projection | ACDCProjection):
         projection.weight.copy_(_structured_noise(projection, generator))
     projection.bias.zero_()  # type: ignore[operator]
     z = projection(inputs)  # [N, H * t]
@@ -150,12 +150,20 @@ def _start_hash(
         deviation = z.std(0).clamp_min(1e-8)
         projection.weight.div_(deviation[:, None])
         mean = mean / deviation
+    elif isinstance(projection, HadamardProjection):
+        scale = z.std(0).square().mean().sqrt().clamp_min(1e-8)  # a direction of its own has no factor of its own
+        projection.weight[:, -1].div_(scale)
+        mean = mean / scale
     projection.bias.copy_(-mean)  # type: ignore[operator]
 
 
-def _structured_noise(projection: BH4Projection | ACDCProjection, generator: torch.Generator) -> Tensor:
+def _structured_noise(
+    projection: HadamardProjection | BH4Projection | ACDCProjection, generator: torch.Generator
+) -> Tensor:
     weight = projection.weight
     noise = torch.randn(weight.shape, generator=generator).to(weight)
     if isinstance(projection, BH4Projection):
         return noise / (weight.shape[-1] * projection.padded) ** 0.5
+    if isinstance(projection, HadamardProjection):
+        return noise.sign() / weight.shape[-1] ** 0.5
     return noise.sign()  # random signs keep ACDC orthogonal

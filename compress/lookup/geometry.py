@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from ..errors import CompressError
 
-Projection = Literal["lowrank", "dense", "bh4", "acdc"]
+Projection = Literal["hadamard", "lowrank", "dense", "bh4", "acdc"]
 Read = Literal["top1", "top2"]
 
-PROJECTIONS: tuple[Projection, ...] = ("lowrank", "dense", "bh4", "acdc")
+PROJECTIONS: tuple[Projection, ...] = ("hadamard", "lowrank", "dense", "bh4", "acdc")
+HASHES_CODE: tuple[Projection, ...] = ("hadamard", "lowrank")  # the others hash x itself
 READS: tuple[Read, ...] = ("top1", "top2")
 ACDC_LAYERS = 4
 
@@ -53,15 +54,22 @@ class Geometry:
                 refuse(key, getattr(self, key), "sizes cannot be negative")
         if self.tables + self.rank + self.neurons == 0:
             refuse("tables", 0, "keep at least a table, a code or a neuron")
-        if self.tables and self.projection == "lowrank" and self.rank < 1:
-            refuse("rank", self.rank, "projection lowrank hashes the code: give it a rank of at least 1")
+        if self.tables and self.hashes_code and self.rank < 1:
+            refuse("rank", self.rank, f"projection {self.projection} hashes the code: give it a rank of at least 1")
+        if self.tables and self.projection == "hadamard" and self.padded < self.bits:
+            refuse("rank", self.rank, f"a table's {self.bits} bits need as many directions of the code")
         if self.tables and self.projection == "bh4" and (self.block < 1 or self.padded % self.block):
             refuse("block", self.block, f"choose a power of two that divides the padded width {self.padded}")
 
     @property
+    def hashes_code(self) -> bool:
+        """Whether the hash reads the code h, not x."""
+        return self.projection in HASHES_CODE
+
+    @property
     def padded(self) -> int:
-        """D: the input width padded to a power of two."""
-        return 1 << max(0, math.ceil(math.log2(self.d_in)))
+        """D: the width of what a structured hash transforms (h or x), padded to a power of two."""
+        return 1 << max(0, math.ceil(math.log2(self.rank if self.projection == "hadamard" else self.d_in)))
 
     @property
     def hash_bits(self) -> int:
@@ -75,7 +83,9 @@ class Geometry:
 
     @property
     def repeats(self) -> int:
-        """R: how many BH4 (or ACDC) transforms of width D it takes to make H * t bits."""
+        """R: how many structured transforms of width D it takes to make H * t bits."""
+        if self.projection == "hadamard":  # gives whole tables
+            return math.ceil(self.tables / (self.padded // self.bits))
         return math.ceil(self.hash_bits / self.padded)
 
     @property

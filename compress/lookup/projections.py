@@ -1,4 +1,4 @@
-"""Projections x -> z of the hash: dense, low-rank, BH4 and ACDC."""
+"""Projections of the hash: h -> z by Hadamard transforms or a matrix, x -> z by a matrix, BH4 or ACDC."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 from .geometry import ACDC_LAYERS, Geometry
 
 BH4_FACTORS = 4
+HADAMARD_FACTORS = 2
 BH4_MIX = 0.7  # share of the transform in z; the rest is the input itself (official code of the paper)
 
 
@@ -49,6 +50,38 @@ class DenseProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, width] -> [N, H * t]."""
         return functional.linear(x, self.weight, self.bias)
+
+
+class HadamardProjection(nn.Module):
+    """z = H diag(w_2) H diag(w_1) h + c, repeated to H * t bits: random rotations of the code, made cheap and learned.
+
+    Structured orthogonal random features (Yu et al., 2016) with trained diagonals; H is the unnormalised Hadamard
+    transform over the code zero-padded to D. One transform gives whole tables, D // t of them, whose bits are so
+    orthogonal directions of the code: output j * (D // t) + i is bit j of its table i.
+    weight [R, 2, D], bias [H * t].
+    """
+
+    def __init__(self, rank: int, padded: int, tables: int, bits: int) -> None:
+        super().__init__()
+        self.rank, self.tables, self.bits = rank, tables, bits
+        repeats = math.ceil(tables / (padded // bits))
+        self.weight = nn.Parameter(torch.randn(repeats, HADAMARD_FACTORS, padded).sign() / math.sqrt(padded))
+        self.bias = nn.Parameter(torch.zeros(tables * bits))
+
+    def matrix(self) -> Tensor:
+        """The [H * t, r] matrix that the transforms multiply by."""
+        repeats, factors, padded = self.weight.shape
+        columns = torch.eye(padded, dtype=self.weight.dtype, device=self.weight.device)[: self.rank]  # [r, D]
+        columns = columns.expand(repeats, -1, -1)  # [R, r, D]
+        for factor in range(factors):
+            columns = hadamard(columns * self.weight[:, factor, None])
+        each = padded // self.bits
+        rows = columns[..., : self.bits * each].unflatten(-1, (self.bits, each))  # [R, r, t, D // t]
+        return rows.permute(0, 3, 2, 1).reshape(-1, self.rank)[: self.tables * self.bits]
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[N, r] -> [N, H * t]."""
+        return functional.linear(h, self.matrix(), self.bias)
 
 
 class BH4Projection(nn.Module):
@@ -108,6 +141,8 @@ class ACDCProjection(nn.Module):
 def build_projection(geometry: Geometry) -> nn.Module:
     """The projection that `geometry` names, freshly initialised."""
     g = geometry
+    if g.projection == "hadamard":
+        return HadamardProjection(g.rank, g.padded, g.tables, g.bits)
     if g.projection == "lowrank":
         return DenseProjection(g.rank, g.hash_bits)
     if g.projection == "dense":

@@ -75,7 +75,7 @@ class LookupSettings(Section):
     memory: PositiveNumber = 12.0  # stored bytes over the dense FFN's in int8
     tables: Count | Auto = "auto"
     bits: Annotated[Whole, Ge(1), Le(16)] | Auto = "auto"
-    projection: Literal["lowrank", "bh4", "dense", "acdc"] = "lowrank"
+    projection: Literal["hadamard", "lowrank", "bh4", "dense", "acdc"] = "hadamard"
     rank: Count | Auto = "auto"
     neurons: Count | Auto = "auto"
     block: Annotated[Positive, AfterValidator(_power_of_two)] = 64
@@ -159,7 +159,7 @@ class FinetuneSettings(Section):
     steps: Count = 1000
     batch_tokens: Positive = 4096
     learning_rate: PositiveNumber | Auto = "auto"
-    train: Literal["lookup", "norms", "all"] = "lookup"
+    train: Literal["lookup", "norms", "all"] = "all"
     temperature: PositiveNumber = 1.0
 
 
