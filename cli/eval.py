@@ -10,7 +10,7 @@ import typer
 from compress.errors import CompressError
 
 from .options import Threads, TrustRemoteCode
-from .show import show_report
+from .show import console, show_report
 
 
 def evaluate(
@@ -29,12 +29,37 @@ def evaluate(
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for standard output.")
     ] = None,
+    against_baselines: Annotated[
+        bool,
+        typer.Option(
+            "--against-baselines", help="Convert again without tables, at the same cost, by the same recipe; compare."
+        ),
+    ] = False,
+    budgets: Annotated[
+        str | None, typer.Option(metavar="C,C,...", help="Costs to compare at; by default the checkpoint's own.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the baselines; by default CHECKPOINT-baselines."),
+    ] = None,
     threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Measure quality, speed and size of a compressed model beside its dense one, on the same inputs."""
+    """Measure quality, speed and size of a compressed model beside its dense one, on the same inputs.
+
+    With --against-baselines, beside the same budget spent on pruned neurons instead: every baseline is fitted and
+    distilled as the checkpoint was, which takes as long as its conversion, and can be stopped and continued.
+    """
     from compress.evaluate import evaluate as measure
 
+    if against_baselines:
+        _refuse_beside_baselines(against, data, limit, json_file)
+        _compare(checkpoint, output, budgets, threads)
+        return
+    if budgets is not None or output is not None:
+        raise CompressError(
+            "--budgets and --output belong to --against-baselines", remedy="add --against-baselines, or leave them out"
+        )
     if json_file not in (None, "-") and not Path(json_file).absolute().parent.is_dir():
         raise CompressError("the report cannot be written: no such folder", where=json_file, remedy="make it first")
     report = measure(
@@ -47,3 +72,35 @@ def evaluate(
     show_report(report)
     if json_file is not None:
         report.save(Path(json_file))
+
+
+def _refuse_beside_baselines(*given: object) -> None:
+    if any(value is not None for value in given):
+        raise CompressError(
+            "baselines are measured by the checkpoint's own recipe, on its eval.data",
+            where="--against-baselines",
+            remedy="leave out --against, --data, --limit and --json; the folder gets a comparison.json",
+        )
+
+
+def _compare(checkpoint: str, output: Path | None, budgets: str | None, threads: int | None) -> None:
+    from compress.comparison import against_baselines, table
+
+    folder = Path(checkpoint)
+    out = output if output is not None else folder.resolve().with_name(f"{folder.resolve().name}-baselines")
+    found = against_baselines(
+        folder, out, _numbers(budgets), threads=threads,
+        announce=lambda name, budget: typer.echo(f"{name}, cost {budget:.3f}", err=True),
+    )  # fmt: skip
+    console().print(table(found))
+    typer.echo(f"written to {out}")
+
+
+def _numbers(text: str | None) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        numbers = [0.0]
+    if any(not number > 0 for number in numbers):
+        raise CompressError(f"{text} is no list of costs", where="--budgets", remedy="write 0.125,0.25, say")
+    return numbers

@@ -43,22 +43,26 @@ class _Prepared:
 
 
 def convert(
-    model: str, recipe: str | Path, out: str | Path, *, data: str | None = None, overrides: Sequence[str] = (),
+    model: str, recipe: str | Path | Recipe, out: str | Path, *, data: str | None = None, overrides: Sequence[str] = (),
     device: str | None = None, threads: int | None = None, dry_run: bool = False, trust_remote_code: bool = False,
     announce: Announce = lambda plan: None,
 ) -> Report | None:  # fmt: skip
-    """Convert `model` (hub id or folder) by `recipe` (path or bundled name) into the checkpoint folder `out`.
+    """Convert `model` (hub id or folder) by `recipe` (path, bundled name or read) into the checkpoint folder `out`.
 
     data: a path or hub:NAME in place of the recipe's.  overrides: `key=value` as with --set.  announce: told the plan
     once everything is checked.  With `dry_run` nothing is written and None comes back; otherwise the final report.
     Raises a CompressError for whatever a user can mend, before any training has begun.
     """
     out = Path(out)
-    chosen = load_recipe(recipe, overrides)
+    name = "the recipe" if isinstance(recipe, Recipe) else str(recipe)
+    if isinstance(recipe, Recipe):
+        chosen = restore_recipe(recipe.stored(), recipe.text, name, overrides)
+    else:
+        chosen = load_recipe(recipe, overrides)
     chosen = chosen if data is None else chosen.with_data(data)
     if not chosen.has_data:
         raise RecipeError(
-            "the recipe names no data to distil on", where=f"{recipe}, data.path",
+            "the recipe names no data to distil on", where=f"{name}, data.path",
             remedy="pass --data PATH (or hub:NAME), or put data.path into the recipe",
         )  # fmt: skip
     if not dry_run:
@@ -73,7 +77,7 @@ def convert(
         out,
         {
             "source": _lasting_name(model, prepared.pretrained.revision),
-            "recipe": {"name": str(recipe), "text": chosen.text, "values": chosen.stored()},
+            "recipe": {"name": name, "text": chosen.text, "values": chosen.stored()},
             "options": options,
             "fingerprints": prepared.fingerprints,
             "plan": prepared.plan.to_dict(),

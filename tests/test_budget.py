@@ -46,7 +46,7 @@ def test_stored_bytes_are_those_of_the_tensors() -> None:
     assert bytes_per_token(ffn.geometry) == rest + rows_read
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([64, 192, 384, 768]), st.integers(2, 4), st.floats(0.12, 0.6), st.floats(2, 20),
     st.integers(10_000, 30_000_000), st.booleans(),

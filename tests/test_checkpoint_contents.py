@@ -167,7 +167,7 @@ def test_placements_and_students_must_agree(tmp_path: Path) -> None:
     assert not (tmp_path / WEIGHTS).exists()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     bits=st.integers(1, 8), tables=st.integers(1, 9),
     projection=st.sampled_from(["hadamard", "lowrank", "dense", "acdc"]),

@@ -3,6 +3,7 @@ import copy
 import pico
 import pytest
 import torch
+from families import build
 
 from compress.dense import DenseWeights
 from compress.distill.activations import Activations, Tap, forward_to, observe
@@ -38,6 +39,19 @@ def test_a_trace_holds_inputs_answers_and_what_the_norm_sees(family: str) -> Non
         assert tap.norm is not None
         assert behind.shape == y.shape
         assert not torch.equal(behind, y)
+
+
+def test_an_answer_that_the_model_adds_to_in_place_is_recorded_before() -> None:
+    model = build(
+        "FalconForCausalLM", "FalconConfig", vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        parallel_attn=True,
+    )  # fmt: skip
+    for tap in taps(model):
+        with torch.no_grad():
+            x, y, _ = forward_to(model, tap, example_inputs(model)).rows(None)
+        torch.testing.assert_close(
+            site_weights(model, tap.site).output(x, tap.site.activation), y, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_pass_ends_behind_the_last_tap() -> None:

@@ -16,19 +16,17 @@ import pico_tokenizer
 import pytest
 import torch
 from assets import asset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from transformers import BertForSequenceClassification
 
 import compress
 from compress.data import load_examples
 from compress.errors import CheckpointError, DataError, ModelError, SiteError
-from compress.evaluate import Report, answers, latency, pooling, quality, sizes, variants
+from compress.evaluate import answers, latency, quality, variants
 from compress.evaluate.contestants import DecodeStep, FFNs, WholeModel
 from compress.evaluate.inputs import ImagePool, TokenPool, make_pool
 from compress.evaluate.site_errors import site_errors
-from compress.evaluate.statistics import average_ranks, compare_correlations, compare_means, spearman
+from compress.evaluate.statistics import spearman
 from compress.models import Pretrained, load_pretrained
 from compress.sites import find_norms, find_sites, site_weights
 
@@ -78,104 +76,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "gpt2": text, "llama": text, "bert_masked": text, "bert": pairs, "vit": str(images),
         "labelled": str(root / "labelled.tsv"),
     }  # fmt: skip
-
-
-# Statistics
-
-
-def test_ties_share_the_mean_of_their_ranks() -> None:
-    assert average_ranks([3.0, 1.0, 3.0, 2.0, 3.0]).tolist() == [4.0, 1.0, 4.0, 2.0, 4.0]
-
-
-def brute_force_spearman(a: list[int], b: list[int]) -> float:
-    def ranks(values: list[int]) -> np.ndarray:
-        return np.array([sum(o < v for o in values) + (sum(o == v for o in values) + 1) / 2 for v in values])
-
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=30))
-def test_spearman_is_the_correlation_of_ranks(points: list[tuple[int, int]]) -> None:
-    a, b = ([point[side] for point in points] for side in (0, 1))
-    if len(set(a)) > 1 and len(set(b)) > 1:
-        assert spearman(a, b) == pytest.approx(brute_force_spearman(a, b), abs=1e-12)
-        assert spearman(np.exp(a), b) == pytest.approx(spearman(a, b), abs=1e-12)
-    else:
-        assert math.isnan(spearman(a, b))
-
-
-def test_the_error_of_an_accuracy_is_binomial() -> None:
-    dense, ours = np.repeat([1, 0], [70, 30]), np.repeat([1, 0], [60, 40])
-    found = compare_means(dense, ours, np.ones(100), unit="examples")
-    assert (found.dense, found.compressed, found.samples) == (0.7, 0.6, 100)
-    assert found.stderr == pytest.approx(math.sqrt(0.6 * 0.4 / 99))
-    assert found.dense_stderr == pytest.approx(math.sqrt(0.7 * 0.3 / 99))
-    low, high = found.interval
-    # Ten examples differ, all one way: a paired interval, much narrower than one of two independent accuracies.
-    paired = 1.96 * math.sqrt(0.1 * 0.9 / 100)
-    assert low == pytest.approx(-0.1 - paired, abs=0.015)
-    assert high == pytest.approx(-0.1 + paired, abs=0.015)
-
-
-def test_the_error_of_a_perplexity_is_what_windows_scatter() -> None:
-    generator = np.random.default_rng(1)
-    values, errors = [], []
-    for _ in range(200):
-        counts = generator.integers(20, 60, 40)
-        sums = generator.normal(1.5, 0.3, 40) * counts  # tokens of a window share its difficulty
-        found = compare_means(sums, sums + 0.1 * counts, counts, unit="windows", transform=np.exp)
-        values.append(found.compressed)
-        errors.append(found.stderr)
-        assert found.compressed == pytest.approx(found.dense * math.exp(0.1))
-    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
-
-
-def test_bootstrap_is_reproducible_and_knows_its_limits() -> None:
-    generator = np.random.default_rng(2)
-    gold, dense = generator.normal(size=(2, 40))
-    dense += gold
-    ours = dense + 0.3 * generator.normal(size=40)
-    first, second = (compare_correlations(gold, dense, ours, unit="pairs") for _ in range(2))
-    assert first == second
-    assert first.interval[0] < first.compressed - first.dense < first.interval[1]
-    assert 0 < first.stderr < 0.2
-    one = compare_means([2.0], [3.0], [4], unit="windows", transform=np.exp)
-    assert (one.dense, one.stderr, one.interval) == (math.exp(0.5), None, None)
-    assert compare_correlations([1, 2], [1, 2], [2, 1], unit="pairs").stderr is None
-
-
-# Pooling
-
-HIDDEN = torch.tensor([[[1.0, 8.0], [3.0, 2.0], [100.0, 100.0]], [[100.0, 100.0], [5.0, 1.0], [7.0, 3.0]]])
-MASK = torch.tensor([[1, 1, 0], [0, 1, 1]])  # padding on the right, then on the left
-
-
-@pytest.mark.parametrize(
-    ("config", "wanted"),
-    [
-        (None, [[2, 5], [6, 2]]),
-        ({"pooling_mode_mean_tokens": True}, [[2, 5], [6, 2]]),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, [[1, 8], [5, 1]]),
-        ({"pooling_mode_max_tokens": True}, [[3, 8], [7, 3]]),
-        ({"pooling_mode_lasttoken": True}, [[3, 2], [7, 3]]),
-        ({"pooling_mode_weightedmean_tokens": True}, [[7 / 3, 4], [19 / 3, 7 / 3]]),
-        ({"pooling_mode": "cls"}, [[1, 8], [5, 1]]),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, [[1, 8, 2, 5], [5, 1, 6, 2]]),
-    ],
-)
-def test_pooling_is_the_folders(config: dict | None, wanted: list, tmp_path: Path) -> None:
-    if config is not None:
-        (tmp_path / "1_Pooling").mkdir()
-        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    torch.testing.assert_close(pooling.pooling_of(tmp_path)(HIDDEN, MASK), torch.tensor(wanted, dtype=torch.float32))
-
-
-def test_unknown_pooling_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "attention"}')
-    with pytest.raises(ModelError, match="attention"):
-        pooling.pooling_of(tmp_path)
 
 
 # Quality
@@ -490,94 +390,6 @@ def test_images_have_no_decoding_step(folders: dict[str, Path], data: dict[str, 
         seconds=0.0,
     )  # fmt: skip
     assert [(row["scope"], row["batch"], row["tokens"]) for row in rows] == [("ffn", 2, 34), ("model", 2, 34)]
-
-
-# Sizes
-
-
-def test_sizes_follow_the_files(tmp_path: Path) -> None:
-    model = pico.llama()
-    count = sum(parameter.numel() for parameter in model.parameters())
-    model.save_pretrained(tmp_path / "float32")
-    model.to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
-    widths = [sizes.stored_width(tmp_path / name) for name in ("float32", "bfloat16")]
-    assert [*widths, sizes.stored_width(tmp_path), sizes.stored_width(None)] == [4, 2, 4, 4]
-    model.float()
-    for name, width in (("float32", 4), ("bfloat16", 2)):
-        assert sizes.stored_bytes(model, width) == width * count
-        data_bytes = (tmp_path / name / "model.safetensors").stat().st_size
-        assert sizes.stored_bytes(model, width) == pytest.approx(data_bytes, abs=4096)  # but for the header
-    vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
-    assert sizes.int8_bytes(model) == count + 3 * vectors
-
-
-# The report
-
-REPORT = Report(
-    quality={
-        "perplexity": {
-            "dense": 4.0, "compressed": 4.4, "stderr": 0.1, "interval": [0.3, 0.5], "samples": 9, "unit": "windows",
-        }
-    },
-    agreement={"kl": 0.01, "top1": float("nan"), "positions": 90},
-    latency=[
-        {
-            "scope": "ffn", "batch": 1, "tokens": 1, "threads": 2,
-            "seconds": {"dense_float32": 2e-3, "dense_int8": 1e-3, "compressed": 5e-4},
-        },
-        {
-            "scope": "model", "batch": 8, "tokens": 512, "threads": 2,
-            "seconds": {"dense_float32": 2.0, "dense_int8": 1.0, "compressed": 1.5},
-        },
-    ],
-    size={"dense_bytes": 100, "compressed_bytes": 250, "dense_bytes_per_token": 40, "compressed_bytes_per_token": 10},
-    sites=[{"name": "h.0", "error": 0.125}, {"name": "h.1", "error": None}],
-    cost=0.25,
-)  # fmt: skip
-
-
-def test_reports_survive_json() -> None:
-    text = REPORT.to_json()
-    values = json.loads(text)
-    assert values["format"] == 1
-    assert values["agreement"]["top1"] is None  # JSON has no NaN
-    assert {"quality", "agreement", "latency", "size", "sites"} <= values.keys()
-    again = Report.from_json(text)
-    assert again.to_json() == text
-    assert Report.from_json({**values, "of_a_later_version": 1}) == again
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1}', "no json", '{"format": 2, "quality": {}}'])
-def test_what_is_no_report_is_refused(content: str) -> None:
-    with pytest.raises(CheckpointError):
-        Report.from_json(content)
-
-
-def test_a_newer_report_says_so() -> None:
-    with pytest.raises(CheckpointError, match="format 7"):
-        Report.from_json({**REPORT.to_dict(), "format": 7})
-
-
-def test_plain_sentences_for_what_is_worse() -> None:
-    slower, bigger = REPORT.sentences()
-    assert "not faster" in slower
-    assert "whole model at batch 8 (512 tokens), 1.50 s against 1.00 s of dense int8" in slower
-    assert "FFNs alone" not in slower
-    assert "bigger" in bigger
-    assert "2.50x" in bigger
-    faster = Report.from_json({**REPORT.to_dict(), "latency": REPORT.latency[:1], "size": {}})
-    assert faster.sentences() == []
-
-
-def test_tables_show_what_was_measured() -> None:
-    from rich.console import Console
-
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    for table in REPORT.tables():
-        console.print(table)
-    text = console.export_text()
-    for expected in ("4.4 ± 0.1", "+0.3 to +0.5", "9 windows", "500 µs", "2.00x", "0.67x", "0.250x", "0.1250", "2.50x"):
-        assert expected in text
 
 
 # Everything together

@@ -70,7 +70,7 @@ def test_tables_improve_on_the_linear_path() -> None:
     assert errors[1] < 0.8 * errors[0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 60), st.floats(1e-3, 1e3), st.integers(0, 1000))
 def test_fit_never_diverges(tokens: int, scale: float, seed: int) -> None:
     weights = dense(seed=seed)

@@ -166,7 +166,7 @@ def geometries(draw) -> Geometry:
     )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     geometries(),
     st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),

@@ -61,7 +61,7 @@ shapes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes)
 def test_gather_and_its_gradients(shape):
     tables, codes, weights, grad_y = reads(**shape)
@@ -78,7 +78,7 @@ def test_gather_and_its_gradients(shape):
             assert_close(actual, wanted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**31),
     st.integers(0, 40),

@@ -82,7 +82,7 @@ def test_forward_is_the_papers(projection: str, read: str) -> None:
     torch.testing.assert_close(y.double(), loops(ffn, x.double()), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(0, 2**16))
 def test_read_of_two_cells_is_continuous(bits: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

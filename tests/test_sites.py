@@ -395,7 +395,7 @@ class GatedFFN(nn.Module):
         return self.down(up * ACTIVATIONS[self.activation](gate)).view(x.shape)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     activation=st.sampled_from(sorted(ACTIVATIONS)),
     layout=st.sampled_from(["separate", "gate_up", "up_gate"]),

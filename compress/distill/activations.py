@@ -65,7 +65,7 @@ def observe(model: nn.Module, taps: Sequence[Tap], *, stop: bool = False) -> Ite
             trace.x.append(args[0] if args else next(iter(kwargs.values())))
 
         def on_answer(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            trace.y.append(output)
+            trace.y.append(output.clone())  # some models add to it in place
             if tap.norm is None and name == last:
                 raise _PassedLastTap
 
@@ -105,6 +105,11 @@ class Activations:
     def __len__(self) -> int:
         return self.x.shape[0]
 
+    @classmethod
+    def join(cls, parts: Sequence[Activations]) -> Activations:
+        """All parts, one behind the other."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "residual", "goal")))
+
     def rows(self, index: Tensor) -> Activations:
         """A selection of tokens."""
         return Activations(self.x[index], self.residual[index], self.goal[index])
@@ -113,30 +118,27 @@ class Activations:
 @torch.no_grad()
 def collect(
     dense: nn.Module, converted: nn.Module | None, tap: Tap, split: Split, steps: range, batch_tokens: int, seed: int
-) -> Activations:
-    """Run the batches `steps` of a split through both models up to the norm behind the site.
+) -> list[Activations]:
+    """Run the batches `steps` of a split through both models up to the norm behind the site; one entry a batch.
 
     Inputs come from the converted prefix, or from the dense model where `converted` is None; goals always from the
     dense model.
     """
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    recorded = []
     for step in steps:
         batch = {key: value.to(_device(dense)) for key, value in split.batch(step, batch_tokens, seed).items()}
-        parts.append(_record(dense, converted, tap, batch))
-    x, residual, goal = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Activations(x, residual, goal)
+        recorded.append(_record(dense, converted, tap, batch))
+    return recorded
 
 
-def _record(
-    dense: nn.Module, converted: nn.Module | None, tap: Tap, batch: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _record(dense: nn.Module, converted: nn.Module | None, tap: Tap, batch: dict[str, Tensor]) -> Activations:
     mask = token_mask(batch)
     keep = None if mask is None else mask.reshape(-1)
     x, y, goal = forward_to(dense, tap, batch).rows(keep)
     behind = goal
     if converted is not None:
         x, y, behind = forward_to(converted, tap, batch).rows(keep)
-    return x, behind - y if tap.norm is not None else torch.zeros_like(y), goal
+    return Activations(x, behind - y if tap.norm is not None else torch.zeros_like(y), goal)
 
 
 def forward_to(model: nn.Module, tap: Tap, batch: dict[str, Tensor]) -> Trace:

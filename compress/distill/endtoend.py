@@ -17,7 +17,7 @@ from .objectives import hidden_error, output_error
 from .optimisation import AUTO_LEARNING_RATE, Schedule, adam, clip, relative_groups, student_groups
 
 FINETUNE_FACTOR = 0.3  # of the layer-wise step size: the students are already near their goals
-REST_FACTOR = 0.1  # weights of the dense model are where they should be but for what the students changed
+REST_FACTOR = 0.5  # of the rate of the students: the weights of the dense model are near where they should be
 _CLIP = 1.0
 
 

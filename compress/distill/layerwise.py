@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..data import Corpus
+from ..data import Corpus, Split
 from ..dense import DenseWeights
 from ..lookup import LookupFFN
 from ..lookup.fit import SiteData, fit
@@ -21,6 +21,8 @@ CACHE_BYTES = 2 << 30  # recorded activations held at once
 VISITS = 4  # of each recorded token: recording one costs about as much as training on it a few times
 HELD_OUT_TOKENS = 16_384
 EVALUATIONS = 8  # of the held-out error over a site's training; the best state is kept
+TABLE_STEPS = 8  # of conjugate gradients for the tables
+TRAINED_FROM_ZERO = 200  # steps behind which tables end the same without a closed form, which takes as long as 100
 _CLIP = 1.0
 
 
@@ -39,6 +41,7 @@ class SiteDistiller:
         self.settings, self.fit_settings, self.seed = settings, fit_settings, seed
         norm = dense.get_submodule(tap.norm) if tap.norm is not None and settings.objective == "block" else None
         self.objective = BehindNorm(norm)
+        self.beginning: list[Activations] = []  # the first batches, recorded once for the fit and the first visits
         self.held_out = self._collect_held_out()
         self.objective.calibrate(self.held_out)
         wanted = self.held_out.goal - self.held_out.residual
@@ -47,16 +50,18 @@ class SiteDistiller:
     def _steps(self, tokens: int) -> int:
         return max(1, tokens // self.settings.batch_tokens)
 
+    def _record(self, split: Split, steps: range) -> list[Activations]:
+        return collect(self.dense, self.converted, self.tap, split, steps, self.settings.batch_tokens, self.seed)
+
     def _collect(self, steps: range) -> Activations:
-        return collect(
-            self.dense, self.converted, self.tap, self.corpus.train, steps, self.settings.batch_tokens, self.seed
-        )
+        if steps.start:
+            return Activations.join(self._record(self.corpus.train, steps))
+        self.beginning += self._record(self.corpus.train, range(len(self.beginning), steps.stop))
+        return Activations.join(self.beginning[: steps.stop])
 
     def _collect_held_out(self) -> Activations:
         steps = range(self._steps(min(HELD_OUT_TOKENS, self.corpus.holdout.tokens)))
-        return collect(
-            self.dense, self.converted, self.tap, self.corpus.holdout, steps, self.settings.batch_tokens, self.seed
-        )
+        return Activations.join(self._record(self.corpus.holdout, steps))
 
     @torch.no_grad()
     def held_out_error(self, student: LookupFFN) -> float:
@@ -73,7 +78,11 @@ class SiteDistiller:
         token_weight, channel_weight = self.objective.weights(data)
         site_data = SiteData(data.x, data.goal - data.residual, token_weight, channel_weight)
         generator = torch.Generator().manual_seed(self.seed)
-        fit(student, site_data, dense_weights, ridge=self.fit_settings.ridge, generator=generator)
+        table_steps = 0 if self.settings.steps >= TRAINED_FROM_ZERO else TABLE_STEPS
+        fit(
+            student, site_data, dense_weights, ridge=self.fit_settings.ridge, generator=generator,
+            table_steps=table_steps,
+        )  # fmt: skip
         return self.held_out_error(student)
 
     def distill(self, student: LookupFFN, progress: Callable[[int, float], None] = lambda step, error: None) -> float:
@@ -90,6 +99,7 @@ class SiteDistiller:
         step, every = 0, max(1, settings.steps // EVALUATIONS)
         for chunk in self._chunks():
             data = self._collect(chunk)
+            self.beginning = []
             for index in self._visit(len(data), chunk, settings.steps - step):
                 rows = data.rows(index)
                 schedule.set(step)

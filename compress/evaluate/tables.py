@@ -91,3 +91,30 @@ def _sites(report: Report) -> Table:
     for row in report.sites:
         made.add_row(row["name"], "dense" if row.get("error") is None else f"{row['error']:.4f}")
     return made
+
+
+def comparison(contestants: Sequence[tuple[str, Report]]) -> Table:
+    """Several compressed models of one dense model, a row each."""
+    metric = next(iter(contestants[0][1].quality))
+    label = metric.replace("_", " ")
+    headings = ["student", "cost", "stored", "read per token", label, "difference", "95 % interval"]
+    places = [(row["batch"], row["tokens"]) for row in contestants[0][1].latency if row["scope"] == "ffn"]
+    made = table("At equal cost", [*headings, *(f"FFNs, {tokens} tokens" for _, tokens in places)])
+    for name, report in contestants:
+        row, size = report.quality[metric], report.size
+        interval = row.get("interval")
+        times = {
+            (r["batch"], r["tokens"]): time_text(r["seconds"]["compressed"])
+            for r in report.latency if r["scope"] == "ffn"
+        }  # fmt: skip
+        made.add_row(
+            name,
+            "-" if report.cost is None else f"{report.cost:.3f}",
+            bytes_text(size["compressed_ffn_bytes"]),
+            bytes_text(size["compressed_bytes_per_token"]),
+            number(row["compressed"], metric),
+            signed(row["compressed"] - row["dense"], metric),
+            "-" if interval is None else " to ".join(signed(end, metric) for end in interval),
+            *(times.get(place, "-") for place in places),
+        )
+    return made

@@ -1,0 +1,75 @@
+"""A checkpoint beside the same budget spent on neurons alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from compress.cli import app
+from pico_tokenizer import save_pico
+from typer.testing import CliRunner
+
+from compress.comparison import LOOKUP, Contestant, against_baselines, draw
+from compress.conversion import convert
+from compress.errors import CheckpointError
+from compress.evaluate.report import Report
+
+RECIPE = """\
+version: 1
+lookup: {budget: 0.5, memory: 40, bits: 4, rank: 16}
+data: {sequence_length: 32, tokens: 2000}
+fit: {tokens: 1000}
+distill: {steps: 2, batch_tokens: 256}
+finetune: {steps: 2, batch_tokens: 256}
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("comparison")
+    model = save_pico(folder / "model", "llama")
+    (folder / "text.txt").write_text("the old cat sat on a red hat and ran to the big dog.\n" * 300)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    convert(str(model), folder / "recipe.yaml", folder / "out", data=str(folder / "text.txt"), threads=1)
+    return folder / "out"
+
+
+def test_baselines_have_no_table_and_the_same_cost(checkpoint: Path) -> None:
+    out = checkpoint.with_name("baselines")
+    result = CliRunner().invoke(app, ["eval", str(checkpoint), "--against-baselines", "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((out / "comparison.json").read_text())
+    assert [row["name"] for row in rows] == [LOOKUP, "pruned neurons", "pruned neurons and a low-rank path"]
+    assert all(name in result.output for name in ("LookupFFN", "pruned neurons"))
+    own = rows[0]["report"]
+    for row in rows[1:]:
+        # neurons come in sixteens, of which the pico model has few
+        assert 0.7 * own["cost"] < row["report"]["cost"] <= own["cost"]
+        assert row["report"]["quality"]["perplexity"]["dense"] == own["quality"]["perplexity"]["dense"]
+    folders = [folder for folder in out.iterdir() if folder.is_dir()]
+    assert len(folders) == 2
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        assert all(site["geometry"]["tables"] == 0 for site in config["quantization_config"]["sites"])
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
+    found = against_baselines(checkpoint, out)  # all of it is done
+    assert written == {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
+    assert [c.report.to_dict() for c in found] == [row["report"] for row in rows]
+
+
+def test_a_picture_of_quality_over_cost(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    quality = {"perplexity": {"dense": 4.0, "compressed": 4.5, "stderr": 0.1}}
+    reports = [Report(quality, {}, [], {}, [], cost=cost) for cost in (0.25, 0.125)]
+    draw([Contestant(name, r.cost or 0, r) for name in ("a", "b") for r in reports], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not know the data"):
+        against_baselines(tmp_path, tmp_path / "out")
+    for arguments in (
+        ["--against-baselines", "--data", "x"],
+        ["--against-baselines", "--budgets", "a"],
+        ["--budgets", "0.25"],
+    ):
+        assert CliRunner().invoke(app, ["eval", str(tmp_path), *arguments]).exit_code == 2
