@@ -109,7 +109,7 @@ def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus) -> Plan:
         if chosen is not None:
             check_replaceable(site)
         try:
-            geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens)
+            geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens, corpus.train.tokens)
         except CompressError as error:
             raise type(error)(error.message, where=f"{error.where}, site {site.name}", remedy=error.remedy) from None
         entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype))
@@ -121,7 +121,7 @@ def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus) -> Plan:
     return Plan(tuple(entries), recipe.pack.table_dtype, tuple(notes))
 
 
-def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int) -> Geometry:
+def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int, distinct: int) -> Geometry:
     def fixed(value: int | str) -> int | None:
         return None if value == "auto" else int(value)
 
@@ -130,6 +130,6 @@ def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int)
         fixed(settings.neurons),
     )  # fmt: skip
     return fill(
-        dense_geometry(site), sizes, tokens, table_dtype=recipe.pack.table_dtype, hash_dtype=settings.hash_dtype,
-        projection=settings.projection, block=settings.block, read=settings.read,
+        dense_geometry(site), sizes, tokens, distinct, table_dtype=recipe.pack.table_dtype,
+        hash_dtype=settings.hash_dtype, projection=settings.projection, block=settings.block, read=settings.read,
     )  # fmt: skip

@@ -53,7 +53,8 @@ def test_stored_bytes_are_those_of_the_tensors() -> None:
 )  # fmt: skip
 def test_auto_sizes_spend_the_budget_and_no_more(d, factor, budget, memory, tokens, gated) -> None:
     dense = DenseGeometry(d, factor * d, d, gated, "silu")
-    g = fill(dense, Sizes(budget, memory), tokens, **CHOICES)
+    g = fill(dense, Sizes(budget, memory), tokens, tokens, **CHOICES)
+    assert g.tables * g.rows * 20 <= tokens
     assert cost(g) <= budget * dense.cost
     assert stored_bytes(g) <= memory * dense.int8_bytes
     grain = 16 * (d * (3 if gated else 2) + 10)  # neurons come in sixteens
@@ -62,25 +63,34 @@ def test_auto_sizes_spend_the_budget_and_no_more(d, factor, budget, memory, toke
 
 def test_few_tokens_get_neurons_and_many_get_tables() -> None:
     dense = DenseGeometry(384, 1536, 384, False, "gelu")
-    few, many = (fill(dense, Sizes(0.25, 40), tokens, **CHOICES) for tokens in (100_000, 20_000_000))
+    few, many = (fill(dense, Sizes(0.25, 40), tokens, 10**8, **CHOICES) for tokens in (100_000, 20_000_000))
     assert few.neurons > many.neurons
     assert few.tables < many.tables
     assert neuron_share(0) >= neuron_share(10**6) >= neuron_share(10**9)
 
 
+def test_little_data_fills_few_rows() -> None:
+    dense = DenseGeometry(192, 768, 192, False, "gelu")
+    little, much = (fill(dense, Sizes(0.5, 12), 10**6, distinct, **CHOICES) for distinct in (80_000, 10**6))
+    assert little.tables == 80_000 // (20 * 256)
+    assert much.tables > 4 * little.tables
+    assert little.neurons > much.neurons
+    assert cost(little) > 0.48 * dense.cost
+
+
 def test_explicit_sizes_win() -> None:
     dense = DenseGeometry(384, 1536, 384, False, "gelu")
-    g = fill(dense, Sizes(0.25, 12, tables=64, bits=6, rank=48, neurons=32), 10**6, **CHOICES)
+    g = fill(dense, Sizes(0.25, 12, tables=64, bits=6, rank=48, neurons=32), 10**6, 10**6, **CHOICES)
     assert (g.tables, g.bits, g.rank, g.neurons) == (64, 6, 48, 32)
 
 
 def test_neurons_alone_spend_the_whole_budget() -> None:
     dense = DenseGeometry(384, 1536, 384, False, "gelu")
-    g = fill(dense, Sizes(0.25, 12, tables=0, rank=0), 10**6, **CHOICES)
+    g = fill(dense, Sizes(0.25, 12, tables=0, rank=0), 10**6, 10**6, **CHOICES)
     assert (g.tables, g.rank, g.neurons) == (0, 0, 384)
 
 
 @pytest.mark.parametrize("sizes", [Sizes(0.1, 12, tables=256), Sizes(0.25, 1, tables=64, neurons=0)])
 def test_sizes_beyond_the_budget_are_refused(sizes: Sizes) -> None:
     with pytest.raises(CompressError, match="more than"):
-        fill(DenseGeometry(384, 1536, 384, False, "gelu"), sizes, 10**6, **CHOICES)
+        fill(DenseGeometry(384, 1536, 384, False, "gelu"), sizes, 10**6, 10**6, **CHOICES)

@@ -113,6 +113,7 @@ class Sizes:
 _NEURON_SHARE = ((3e5, 0.70), (1e7, 0.35))
 _RANK_AT_QUARTER = 0.25  # rank / d_in at a quarter of the dense cost
 _MOST_FOR_CODE = 0.5  # of the budget
+_TOKENS_A_ROW = 20  # of the data, at least: tables with more rows learn it by heart
 _GRAIN = 16  # ranks and neurons come in multiples of one vector register
 
 
@@ -127,11 +128,14 @@ def neuron_share(tokens: int) -> float:
     return high + (low - high) * min(1.0, max(0.0, position))
 
 
-def fill(dense: DenseGeometry, sizes: Sizes, tokens: int, *, table_dtype: TableDtype, hash_dtype: HashDtype,
-         **choices: Any) -> Geometry:  # fmt: skip
+def fill(
+    dense: DenseGeometry, sizes: Sizes, tokens: int, distinct: int, *, table_dtype: TableDtype, hash_dtype: HashDtype,
+    **choices: Any,
+) -> Geometry:  # fmt: skip
     """The geometry that spends what `sizes` leaves open of its budget and memory.
 
-    `tokens`: training tokens each site will see; `choices`: projection, block and read. Raises CompressError where the
+    `tokens`: training tokens each site will see, `distinct` of them without repetition, which bound the rows of its
+    tables; `choices`: projection, block and read. Raises CompressError where the
     fixed sizes alone exceed the budget or nothing fits it.
     """
     limit, bytes_limit = sizes.budget * dense.cost, sizes.memory * dense.int8_bytes
@@ -162,7 +166,8 @@ def fill(dense: DenseGeometry, sizes: Sizes, tokens: int, *, table_dtype: TableD
 
     def fits(tables: int) -> bool:
         g = whole(tables)
-        return cost(g) <= limit and stored_bytes(g, table_dtype, hash_dtype) <= bytes_limit
+        filled = tables * g.rows * _TOKENS_A_ROW <= distinct
+        return filled and cost(g) <= limit and stored_bytes(g, table_dtype, hash_dtype) <= bytes_limit
 
     geometry = whole(_most(fits) if sizes.tables is None else sizes.tables)
     _check(geometry, dense, sizes, stored_bytes(geometry, table_dtype, hash_dtype))
