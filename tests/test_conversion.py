@@ -116,7 +116,7 @@ def test_distillation_helps(work: Path, tmp_path: Path) -> None:
     finish_unit = Job.finish_unit
     try:
         Job.finish_unit = lambda self, name, result: (seen.update({name: result}), finish_unit(self, name, result))[1]
-        run(work, "llama", out, "distill.steps=60", "finetune.steps=20")
+        run(work, "llama", out, "distill.steps=60", "finetune.steps=20", "finetune.learning_rate=0.001")
     finally:
         Job.finish_unit = finish_unit
     for name, result in seen.items():
@@ -139,7 +139,7 @@ def test_a_checkpoint_opens_for_training(work: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("train", ["norms", "all"])
 def test_the_rest_can_be_trained_along(work: Path, tmp_path: Path, train: str) -> None:
     out = tmp_path / "out"
-    run(work, "llama", out, f"finetune.train={train}", "finetune.steps=8")
+    run(work, "llama", out, f"finetune.train={train}", "finetune.steps=8", "finetune.learning_rate=0.001")
     dense = dict(load_pretrained(str(model_folder(work, "llama"))).model.named_parameters())
     changed = {
         name for name, p in compress.load(out).named_parameters() if name in dense and not torch.equal(p, dense[name])
@@ -152,7 +152,7 @@ def test_a_trained_rest_keeps_the_dtype_of_the_source(work: Path, tmp_path: Path
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(model_folder(work, "llama"), source)
     load_pretrained(str(source)).model.bfloat16().save_pretrained(source)
-    overrides = ("finetune.train=all", "finetune.steps=8")
+    overrides = ("finetune.train=all", "finetune.steps=8", "finetune.learning_rate=0.003")
     convert(str(source), work / "recipe.yaml", out, data=str(work / "text.txt"), overrides=overrides, threads=1)
     stored = load_file(out / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
