@@ -53,7 +53,7 @@ def evaluate(
     from compress.evaluate import evaluate as measure
 
     if against_baselines:
-        _refuse_beside_baselines(against, data, limit, json_file)
+        _refuse_beside_baselines(against, data, limit, json_file, None if latency else False, trust_remote_code or None)
         _compare(checkpoint, output, budgets, threads)
         return
     if budgets is not None or output is not None:
@@ -77,14 +77,15 @@ def evaluate(
 def _refuse_beside_baselines(*given: object) -> None:
     if any(value is not None for value in given):
         raise CompressError(
-            "baselines are measured by the checkpoint's own recipe, on its eval.data",
+            "baselines are converted and measured as the checkpoint was, which leaves other options no meaning",
             where="--against-baselines",
-            remedy="leave out --against, --data, --limit and --json; the folder gets a comparison.json",
+            remedy="give only --budgets, --output and --threads with it; the folder gets a comparison.json",
         )
 
 
 def _compare(checkpoint: str, output: Path | None, budgets: str | None, threads: int | None) -> None:
-    from compress.comparison import against_baselines, table
+    from compress.comparison import against_baselines
+    from compress.evaluate.tables import comparison
 
     folder = Path(checkpoint)
     out = output if output is not None else folder.resolve().with_name(f"{folder.resolve().name}-baselines")
@@ -92,7 +93,7 @@ def _compare(checkpoint: str, output: Path | None, budgets: str | None, threads:
         folder, out, _numbers(budgets), threads=threads,
         announce=lambda name, budget: typer.echo(f"{name}, cost {budget:.3f}", err=True),
     )  # fmt: skip
-    console().print(table(found))
+    console().print(comparison([(candidate.name, candidate.report) for candidate in found]))
     typer.echo(f"written to {out}")
 
 

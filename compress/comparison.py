@@ -6,64 +6,55 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .baselines import BASELINES
 from .conversion import convert, resume
 from .distill.job import FOLDER, Job
-from .errors import CheckpointError
+from .errors import CheckpointError, JobError
 from .evaluate.report import Report
 from .recipe import Recipe, restore_recipe
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LOOKUP = "LookupFFN"
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """One way to spend a budget, and the report of the model that came out."""
 
     name: str
     budget: float
     report: Report
 
-    def loss(self) -> tuple[str, dict[str, Any]]:
-        """Name and row of the metric that contestants are compared by, the first that the report has."""
+    def quality(self) -> tuple[str, dict[str, Any]]:
+        """Name and row of the metric that candidates are compared by, the first that the report has."""
         return next(iter(self.report.quality.items()))
 
 
 def against_baselines(
     checkpoint: str | Path, out: str | Path, budgets: Sequence[float] = (), *, threads: int | None = None,
     announce: Callable[[str, float], None] = lambda name, budget: None,
-) -> list[Contestant]:  # fmt: skip
-    """Convert the checkpoint's dense model again by its own recipe, without tables, at the cost that it has.
+) -> list[Candidate]:  # fmt: skip
+    """Convert the checkpoint's dense model again by its own recipe, without tables, each site at the cost that it has.
 
     Every run is a job in a folder of its own under `out`; what is finished there is not done again, so a call that was
-    stopped goes on. budgets: costs at which all are compared, the checkpoint's design too; by default its own cost.
+    stopped goes on. budgets: costs at which all are compared, the checkpoint's design too, in place of its own cost.
     Writes `comparison.json`, and `comparison.png` where matplotlib is installed. announce: told of each run.
-    Raises CheckpointError where the checkpoint's job is not in its folder.
+    Raises CheckpointError where the checkpoint's finished job is not in its folder, JobError where `out` holds runs of
+    another recipe, model or data.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    if not (checkpoint / FOLDER / "journal.json").is_file():
-        raise CheckpointError(
-            "the folder does not know the data that it was distilled on, so nothing can be compared on equal terms",
-            where=str(checkpoint), remedy="give the folder in which `compress convert` made the checkpoint",
-        )  # fmt: skip
-    journal = Job.open(checkpoint).journal
-    own = Report.from_json((checkpoint / "report.json").read_text(encoding="utf-8"))
-    assert own.cost is not None
+    journal = _journal(checkpoint)
     found = []
-    for budget in budgets or [own.cost]:
-        for name, settings in {LOOKUP: None, **BASELINES}.items():
-            if settings is None and not budgets:
-                found.append(Contestant(name, budget, own))
-                continue
+    if not budgets:
+        own = _report(checkpoint)
+        found.append(Candidate(LOOKUP, own.cost or 0.0, own))
+    for budget in budgets or [found[0].budget]:
+        for name, settings in ({LOOKUP: None, **BASELINES} if budgets else BASELINES).items():
             announce(name, budget)
-            recipe = _recipe(journal["recipe"], budget, settings)
+            recipe = _recipe(journal, budget if budgets else None, settings)
             folder = out / f"{name.replace(' ', '-')}-{budget:.3f}"
-            found.append(Contestant(name, budget, _run(journal, recipe, folder, threads)))
+            found.append(Candidate(name, budget, _run(journal, recipe, folder, threads)))
     out.mkdir(parents=True, exist_ok=True)
     rows = [{"name": c.name, "budget": c.budget, "report": c.report.to_dict()} for c in found]
     (out / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -71,19 +62,51 @@ def against_baselines(
     return found
 
 
-def _recipe(stored: dict[str, Any], budget: float, settings: dict[str, int] | None) -> Recipe:
-    """The checkpoint's recipe at another budget; a baseline sets its own sizes for every site that is converted."""
+def _journal(checkpoint: Path) -> dict[str, Any]:
+    """The journal of the checkpoint's finished job, which knows the model and the data that it was made from."""
+    if not (checkpoint / FOLDER / "journal.json").is_file():
+        raise CheckpointError(
+            "the folder does not know the data that it was distilled on, so nothing can be compared on equal terms",
+            where=str(checkpoint), remedy="give the folder in which `compress convert` made the checkpoint",
+        )  # fmt: skip
+    journal = Job.open(checkpoint).journal
+    if journal["state"] != "finished":
+        raise CheckpointError(
+            "the conversion in this folder is not finished", where=str(checkpoint),
+            remedy=f"go on with it: compress resume {checkpoint}",
+        )  # fmt: skip
+    return journal
+
+
+def _report(folder: Path) -> Report:
+    return Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def _recipe(journal: dict[str, Any], budget: float | None, settings: dict[str, int] | None) -> Recipe:
+    """The checkpoint's recipe at another budget (None: at every site's own cost), a baseline's sizes in it."""
+    stored = journal["recipe"]
     values = dict(stored["values"])
-    lookup = {**values.get("lookup", {}), "budget": budget}
+    lookup = dict(values.get("lookup", {}))
+    if budget is not None:
+        lookup["budget"] = budget
     if settings is not None:
-        sizes = ("tables", "bits", "rank", "neurons")
-        lookup = {**{key: value for key, value in lookup.items() if key not in sizes}, **settings}
-        values["overrides"] = [entry for entry in values.get("overrides", []) if entry.get("keep_dense")]
+        lookup = {key: value for key, value in lookup.items() if key not in ("tables", "bits", "rank", "neurons")}
+        lookup |= settings
+        kept = [entry for entry in values.get("overrides", []) if entry.get("keep_dense")]
+        own = journal["plan"]["costs"] if budget is None else {}
+        values["overrides"] = [*kept, *({"sites": [name], "budget": share} for name, share in own.items())]
     return restore_recipe({**values, "lookup": lookup}, stored["text"], stored["name"])
 
 
 def _run(journal: dict[str, Any], recipe: Recipe, folder: Path, threads: int | None) -> Report:
     if (folder / FOLDER / "journal.json").is_file():
+        begun = Job.open(folder).journal
+        same = all(begun["fingerprints"][key] == journal["fingerprints"][key] for key in ("model", "data"))
+        if not same or begun["recipe"]["values"] != recipe.stored():
+            raise JobError(
+                "the folder holds a run of another recipe, model or data", where=str(folder),
+                remedy="choose another folder with -o, or remove this one",
+            )  # fmt: skip
         report = resume(folder, threads=threads)
     else:
         options = journal["options"]
@@ -91,17 +114,10 @@ def _run(journal: dict[str, Any], recipe: Recipe, folder: Path, threads: int | N
             journal["source"], recipe, folder, device=options["device"], threads=threads or options["threads"],
             trust_remote_code=options["trust_remote_code"],
         )  # fmt: skip
-    return report or Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
+    return report or _report(folder)
 
 
-def table(contestants: Sequence[Contestant]) -> Table:
-    """One row a contestant: cost, bytes, quality with its interval, and the FFNs' time beside dense int8."""
-    from .evaluate import tables
-
-    return tables.comparison([(c.name, c.report) for c in contestants])
-
-
-def draw(contestants: Sequence[Contestant], path: Path) -> None:
+def draw(candidates: Sequence[Candidate], path: Path) -> None:
     """Draw quality over cost, a line for each way to spend the budget; nothing is drawn without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -109,12 +125,12 @@ def draw(contestants: Sequence[Contestant], path: Path) -> None:
         return
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    metric, row = contestants[0].loss()
+    metric, row = candidates[0].quality()
     axes.axhline(row["dense"], color="grey", linestyle="--", label="dense")
-    for name in dict.fromkeys(c.name for c in contestants):
-        chosen = sorted((c for c in contestants if c.name == name), key=lambda c: c.report.cost or 0.0)
-        values = [c.loss()[1]["compressed"] for c in chosen]
-        errors = [c.loss()[1].get("stderr") or 0.0 for c in chosen]
+    for name in dict.fromkeys(c.name for c in candidates):
+        chosen = sorted((c for c in candidates if c.name == name), key=lambda c: c.report.cost or 0.0)
+        values = [c.quality()[1]["compressed"] for c in chosen]
+        errors = [c.quality()[1].get("stderr") or 0.0 for c in chosen]
         axes.errorbar([c.report.cost or 0.0 for c in chosen], values, errors, marker="o", capsize=3, label=name)
     axes.set_xlabel("multiply-adds of the FFNs, dense = 1")
     axes.set_ylabel(metric.replace("_", " "))

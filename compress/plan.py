@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CompressError
 from .lookup import Geometry
-from .lookup.budget import DenseGeometry, Sizes, cost, fill, stored_bytes
+from .lookup.budget import DenseGeometry, Sizes, cost, fill, most_tables, stored_bytes
 from .recipe import LookupSettings, Recipe, match_sites
 from .sites import check_replaceable
 
@@ -67,6 +67,7 @@ class Plan:
         return {
             "cost": self.cost,
             "memory": self.memory,
+            "costs": {e.site.name: cost(e.geometry) / e.dense.cost for e in self.converted if e.geometry},
             "notes": list(self.notes),
             "sites": {e.site.name: e.geometry.to_dict() if e.geometry else None for e in self.sites},
         }
@@ -103,7 +104,7 @@ def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus) -> Plan:
     """
     settings = match_sites(recipe, [site.name for site in sites])
     tokens = recipe.distill.steps * recipe.distill.batch_tokens + recipe.finetune.steps * recipe.finetune.batch_tokens
-    entries = []
+    entries, bounded = [], False
     for site in sites:
         chosen = settings[site.name]
         if chosen is not None:
@@ -112,10 +113,14 @@ def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus) -> Plan:
             geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens, corpus.train.tokens)
         except CompressError as error:
             raise type(error)(error.message, where=f"{error.where}, site {site.name}", remedy=error.remedy) from None
+        if geometry is not None and chosen is not None and chosen.tables == "auto":
+            bounded |= geometry.tables == most_tables(corpus.train.tokens, geometry.bits)
         entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype))
     notes = [corpus.description]
     if recipe.fit.tokens > corpus.train.tokens:
         notes.append(f"fit.tokens = {recipe.fit.tokens:,} is clamped to the {corpus.train.tokens:,} there are")
+    if bounded:
+        notes.append(f"the {corpus.train.tokens:,} tokens fill no more tables than these; more data would")
     epochs = tokens / corpus.train.tokens
     notes.append(f"each site sees {tokens:,} tokens in training, {epochs:.1f} times the data")
     return Plan(tuple(entries), recipe.pack.table_dtype, tuple(notes))

@@ -29,7 +29,8 @@ enum part {
     INPUT_BIAS,   /* float32, in the same order */
     HASH,         /* lowrank, dense: panels [group][bit][PANEL tables]; BH4: panels of each block;
                    * Hadamard [repeat][2][width], ACDC: float32 diagonals */
-    HASH_BIAS,    /* float32: lowrank, dense [group][bit][PANEL tables]; Hadamard [bits][groups * PANEL]; BH4, ACDC [tables * bits] */
+    HASH_BIAS,    /* float32: lowrank, dense [group][bit][PANEL tables]; Hadamard [bits][groups * PANEL];
+                   * BH4, ACDC [tables * bits] */
     OUTPUT,       /* panels over code and neurons: U beside W_down */
     OUTPUT_BIAS,  /* float32 [out_width] */
     SCALES,       /* float32 [groups * PANEL, rows], int8 tables only */

@@ -15,6 +15,8 @@ static int64_t panel_bytes(int64_t outputs, int64_t k, int64_t dtype) {
 
 static int in_range(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
 
+static int hashes_code(const struct ffn *f) { return f->projection == HADAMARD || f->projection == LOWRANK; }
+
 static int valid(const struct ffn *f) {
     const int64_t most = 1 << 24; /* sizes: products of three stay far within 64 bits */
     return in_range(f->d_in, 1, most) && in_range(f->d_out, 1, most) && in_range(f->tables, 0, most) &&
@@ -22,7 +24,7 @@ static int valid(const struct ffn *f) {
            in_range(f->neurons, 0, most) && in_range(f->gated, 0, 1) && in_range(f->activation, GELU, SIGMOID) &&
            in_range(f->cells, 1, 2) && in_range(f->table_dtype, FLOAT32, INT8) &&
            in_range(f->weight_dtype, FLOAT32, BFLOAT16) && round_up(f->tables, PANEL) << f->bits < (int64_t)1 << 31 &&
-           !(f->tables && f->projection <= LOWRANK && !f->rank);
+           !(f->tables && hashes_code(f) && !f->rank);
 }
 
 /* The transforms of a structured hash; blocks smaller than a panel are laid side by side in one. */

@@ -8,10 +8,11 @@ from compress.cli import app
 from pico_tokenizer import save_pico
 from typer.testing import CliRunner
 
-from compress.comparison import LOOKUP, Contestant, against_baselines, draw
+from compress.comparison import LOOKUP, Candidate, _recipe, against_baselines, draw
 from compress.conversion import convert
-from compress.errors import CheckpointError
+from compress.errors import CheckpointError, JobError
 from compress.evaluate.report import Report
+from compress.recipe import match_sites
 
 RECIPE = """\
 version: 1
@@ -53,22 +54,45 @@ def test_baselines_have_no_table_and_the_same_cost(checkpoint: Path) -> None:
     found = against_baselines(checkpoint, out)  # all of it is done
     assert written == {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
     assert [c.report.to_dict() for c in found] == [row["report"] for row in rows]
+    journal = folders[0] / ".job" / "journal.json"
+    journal.write_text(journal.read_text().replace('"tables": 0', '"tables": 1'))
+    with pytest.raises(JobError, match="another recipe"):
+        against_baselines(checkpoint, out)
+
+
+def test_every_site_costs_what_it_did(checkpoint: Path) -> None:
+    journal = json.loads((checkpoint / ".job" / "journal.json").read_text())
+    journal["recipe"]["values"]["overrides"] = [{"layers": [0], "keep_dense": True}, {"layers": [1], "budget": 0.3}]
+    journal["plan"]["costs"] = {"layers.1.mlp.down_proj": 0.29}
+    recipe = _recipe(journal, None, {"tables": 0})
+    assert match_sites(recipe, ["layers.0.mlp.down_proj", "layers.1.mlp.down_proj"]) == {
+        "layers.0.mlp.down_proj": None,
+        "layers.1.mlp.down_proj": recipe.lookup.model_copy(update={"budget": 0.29, "tables": 0}),
+    }
+    assert recipe.lookup.bits == "auto"
+    assert [o.changes for o in _recipe(journal, 0.2, {"tables": 0}).overrides] == [{}]
+    assert _recipe(journal, 0.2, None).overrides[1].budget == 0.3
 
 
 def test_a_picture_of_quality_over_cost(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     quality = {"perplexity": {"dense": 4.0, "compressed": 4.5, "stderr": 0.1}}
     reports = [Report(quality, {}, [], {}, [], cost=cost) for cost in (0.25, 0.125)]
-    draw([Contestant(name, r.cost or 0, r) for name in ("a", "b") for r in reports], tmp_path / "picture.png")
+    draw([Candidate(name, r.cost or 0, r) for name in ("a", "b") for r in reports], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not know the data"):
         against_baselines(tmp_path, tmp_path / "out")
+    (tmp_path / "begun" / ".job").mkdir(parents=True)
+    (tmp_path / "begun" / ".job" / "journal.json").write_text('{"version": 1, "state": "running"}')
+    with pytest.raises(CheckpointError, match="not finished"):
+        against_baselines(tmp_path / "begun", tmp_path / "out")
     for arguments in (
         ["--against-baselines", "--data", "x"],
         ["--against-baselines", "--budgets", "a"],
+        ["--against-baselines", "--no-latency"],
         ["--budgets", "0.25"],
     ):
         assert CliRunner().invoke(app, ["eval", str(tmp_path), *arguments]).exit_code == 2

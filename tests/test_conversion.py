@@ -10,14 +10,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import pico
 import pytest
 import torch
 from pico_tokenizer import save_pico
 from safetensors.torch import load_file
 
 import compress
-from compress.checkpoint import verify_files, verify_outputs
+from compress.checkpoint import round_rest, verify_files, verify_outputs
 from compress.conversion import convert, resume
 from compress.data import load_corpus
 from compress.distill.job import Job
@@ -110,13 +112,25 @@ def test_every_family_converts_and_loads_elsewhere(work: Path, tmp_path: Path, f
     assert resume(out) is None  # finished: nothing left to do
 
 
+def test_a_plan_says_that_the_data_bounds_its_tables(work: Path, tmp_path: Path) -> None:
+    plans = []
+    for tables in ("auto", "3"):
+        overrides = (f"lookup.tables={tables}", "lookup.bits=8")
+        convert(
+            str(model_folder(work, "llama")), work / "recipe.yaml", tmp_path, data=str(work / "text.txt"), threads=1,
+            overrides=overrides, dry_run=True, announce=plans.append,
+        )  # fmt: skip
+    told = [any("fill no more tables" in note for note in plan.notes) for plan in plans]
+    assert told == [True, False]
+
+
 def test_distillation_helps(work: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     seen = {}
     finish_unit = Job.finish_unit
     try:
         Job.finish_unit = lambda self, name, result: (seen.update({name: result}), finish_unit(self, name, result))[1]
-        run(work, "llama", out, "distill.steps=60", "finetune.steps=20", "finetune.learning_rate=0.001")
+        run(work, "llama", out, "distill.steps=60", "finetune.steps=200")
     finally:
         Job.finish_unit = finish_unit
     for name, result in seen.items():
@@ -139,7 +153,7 @@ def test_a_checkpoint_opens_for_training(work: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("train", ["norms", "all"])
 def test_the_rest_can_be_trained_along(work: Path, tmp_path: Path, train: str) -> None:
     out = tmp_path / "out"
-    run(work, "llama", out, f"finetune.train={train}", "finetune.steps=8", "finetune.learning_rate=0.001")
+    run(work, "llama", out, f"finetune.train={train}", "finetune.steps=200")
     dense = dict(load_pretrained(str(model_folder(work, "llama"))).model.named_parameters())
     changed = {
         name for name, p in compress.load(out).named_parameters() if name in dense and not torch.equal(p, dense[name])
@@ -152,13 +166,28 @@ def test_a_trained_rest_keeps_the_dtype_of_the_source(work: Path, tmp_path: Path
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(model_folder(work, "llama"), source)
     load_pretrained(str(source)).model.bfloat16().save_pretrained(source)
-    overrides = ("finetune.train=all", "finetune.steps=8", "finetune.learning_rate=0.003")
+    overrides = ("finetune.train=all", "finetune.steps=200")
     convert(str(source), work / "recipe.yaml", out, data=str(work / "text.txt"), overrides=overrides, threads=1)
     stored = load_file(out / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
     assert stored[name].dtype == torch.bfloat16
     assert not torch.equal(stored[name], load_file(source / "model.safetensors")[name])
     assert verify_outputs(out, load_pretrained(str(out)).model) == []
+
+
+def test_only_what_was_trained_is_rounded(tmp_path: Path) -> None:
+    dense, ours = pico.llama(), pico.llama()
+    (tmp_path / "config.json").write_text('{"dtype": "bfloat16"}')
+    trained, untouched, gain = ours.model.layers[0].self_attn.q_proj.weight, ours.lm_head.weight, ours.model.norm.weight
+    with torch.no_grad():
+        trained *= 1.01
+        gain *= 1.001
+    before = untouched.clone()
+    round_rest(ours, SimpleNamespace(folder=tmp_path, model=dense))
+    assert torch.equal(trained, trained.bfloat16().float())
+    assert torch.equal(untouched, before)
+    assert not torch.equal(before, before.bfloat16().float())
+    assert gain.unique().tolist() == pytest.approx([1.001])
 
 
 STAGES = ["distill/0", "distill/1", "finetune", "pack", "evaluate"]

@@ -89,15 +89,15 @@ def save_checkpoint(
 def round_rest(model: nn.Module, source: Pretrained) -> None:
     """Round matrices outside the students to the dtype that the source declares, in which a checkpoint holds them.
 
-    Untouched ones stay as they are; trained ones lose what their file loses, before anything is measured. Vectors
-    (norms, biases) stay float32: they are small, and a small change of a gain near 1 would be rounded away.
+    Only where they were trained: they lose what their file loses, before anything is measured. Vectors (norms, biases)
+    stay float32: they are small, and a small change of a gain near 1 would be rounded away.
     """
     name = _dtype_name(read_config_file(source.folder))
     if name not in ("bfloat16", "float16"):
         return
-    students = {id(p) for m in model.modules() if isinstance(m, PackedLookupFFN) for p in m.parameters()}
-    for parameter in model.parameters():
-        if parameter.dim() > 1 and id(parameter) not in students:
+    before = dict(source.model.named_parameters())  # names of students are not among them
+    for path, parameter in model.named_parameters():
+        if parameter.dim() > 1 and path in before and not torch.equal(parameter, before[path]):
             parameter.copy_(parameter.to(getattr(torch, name)))
 
 

@@ -110,6 +110,10 @@ class Activations:
         """All parts, one behind the other."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "residual", "goal")))
 
+    def first(self, tokens: int) -> Activations:
+        """The first tokens, as views."""
+        return Activations(self.x[:tokens], self.residual[:tokens], self.goal[:tokens])
+
     def rows(self, index: Tensor) -> Activations:
         """A selection of tokens."""
         return Activations(self.x[index], self.residual[index], self.goal[index])

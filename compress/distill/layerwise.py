@@ -11,7 +11,7 @@ from torch import nn
 from ..data import Corpus, Split
 from ..dense import DenseWeights
 from ..lookup import LookupFFN
-from ..lookup.fit import SiteData, fit
+from ..lookup.fit import TABLE_STEPS, SiteData, fit
 from ..recipe import DistillSettings, FitSettings
 from .activations import Activations, Tap, collect
 from .objectives import BehindNorm
@@ -21,8 +21,7 @@ CACHE_BYTES = 2 << 30  # recorded activations held at once
 VISITS = 4  # of each recorded token: recording one costs about as much as training on it a few times
 HELD_OUT_TOKENS = 16_384
 EVALUATIONS = 8  # of the held-out error over a site's training; the best state is kept
-TABLE_STEPS = 8  # of conjugate gradients for the tables
-TRAINED_FROM_ZERO = 200  # steps behind which tables end the same without a closed form, which takes as long as 100
+TRAINED_FROM_ZERO = 200  # steps behind which tables end at the same error without a closed form
 _CLIP = 1.0
 
 
@@ -41,7 +40,8 @@ class SiteDistiller:
         self.settings, self.fit_settings, self.seed = settings, fit_settings, seed
         norm = dense.get_submodule(tap.norm) if tap.norm is not None and settings.objective == "block" else None
         self.objective = BehindNorm(norm)
-        self.beginning: list[Activations] = []  # the first batches, recorded once for the fit and the first visits
+        self.beginning: Activations | None = None  # the first batches, recorded once for the fit and the first visits
+        self.ends = [0]  # tokens of it before each batch, and of all
         self.held_out = self._collect_held_out()
         self.objective.calibrate(self.held_out)
         wanted = self.held_out.goal - self.held_out.residual
@@ -56,8 +56,12 @@ class SiteDistiller:
     def _collect(self, steps: range) -> Activations:
         if steps.start:
             return Activations.join(self._record(self.corpus.train, steps))
-        self.beginning += self._record(self.corpus.train, range(len(self.beginning), steps.stop))
-        return Activations.join(self.beginning[: steps.stop])
+        parts = [] if self.beginning is None else [self.beginning]
+        for part in self._record(self.corpus.train, range(len(self.ends) - 1, steps.stop)):
+            parts.append(part)
+            self.ends.append(self.ends[-1] + len(part))
+        self.beginning = Activations.join(parts) if len(parts) > 1 else parts[0]
+        return self.beginning.first(self.ends[steps.stop])
 
     def _collect_held_out(self) -> Activations:
         steps = range(self._steps(min(HELD_OUT_TOKENS, self.corpus.holdout.tokens)))
@@ -99,7 +103,7 @@ class SiteDistiller:
         step, every = 0, max(1, settings.steps // EVALUATIONS)
         for chunk in self._chunks():
             data = self._collect(chunk)
-            self.beginning = []
+            self.beginning, self.ends = None, [0]
             for index in self._visit(len(data), chunk, settings.steps - step):
                 rows = data.rows(index)
                 schedule.set(step)

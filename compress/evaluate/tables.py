@@ -93,20 +93,27 @@ def _sites(report: Report) -> Table:
     return made
 
 
-def comparison(contestants: Sequence[tuple[str, Report]]) -> Table:
-    """Several compressed models of one dense model, a row each."""
-    metric = next(iter(contestants[0][1].quality))
+def comparison(candidates: Sequence[tuple[str, Report]]) -> Table:
+    """Several compressed models of one dense model, a row each; the dense one first, its FFNs in int8."""
+    reference = candidates[0][1]
+    metric = next(iter(reference.quality))
     label = metric.replace("_", " ")
     headings = ["student", "cost", "stored", "read per token", label, "difference", "95 % interval"]
-    places = [(row["batch"], row["tokens"]) for row in contestants[0][1].latency if row["scope"] == "ffn"]
-    made = table("At equal cost", [*headings, *(f"FFNs, {tokens} tokens" for _, tokens in places)])
-    for name, report in contestants:
+    places = [row["tokens"] for row in reference.latency if row["scope"] == "ffn"]
+    made = table("Against baselines", [*headings, *(f"FFNs, {tokens} tokens" for tokens in places)])
+    made.add_row(
+        "dense, FFNs in int8",
+        "1",
+        bytes_text(reference.size["dense_ffn_int8_bytes"]),
+        bytes_text(reference.size["dense_bytes_per_token"]),
+        number(reference.quality[metric]["dense"], metric),
+        "",
+        "",
+        *_ffn_times(reference, "dense_int8"),
+    )
+    for name, report in candidates:
         row, size = report.quality[metric], report.size
         interval = row.get("interval")
-        times = {
-            (r["batch"], r["tokens"]): time_text(r["seconds"]["compressed"])
-            for r in report.latency if r["scope"] == "ffn"
-        }  # fmt: skip
         made.add_row(
             name,
             "-" if report.cost is None else f"{report.cost:.3f}",
@@ -115,6 +122,11 @@ def comparison(contestants: Sequence[tuple[str, Report]]) -> Table:
             number(row["compressed"], metric),
             signed(row["compressed"] - row["dense"], metric),
             "-" if interval is None else " to ".join(signed(end, metric) for end in interval),
-            *(times.get(place, "-") for place in places),
+            *_ffn_times(report, "compressed"),
         )
     return made
+
+
+def _ffn_times(report: Report, variant: str) -> list[str]:
+    rows = [row["seconds"] for row in report.latency if row["scope"] == "ffn"]
+    return [time_text(seconds[variant]) if variant in seconds else "-" for seconds in rows]

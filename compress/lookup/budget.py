@@ -128,15 +128,19 @@ def neuron_share(tokens: int) -> float:
     return high + (low - high) * min(1.0, max(0.0, position))
 
 
+def most_tables(distinct: int, bits: int) -> int:
+    """How many tables of 2^bits rows the data can fill."""
+    return distinct // (_TOKENS_A_ROW << bits)
+
+
 def fill(
     dense: DenseGeometry, sizes: Sizes, tokens: int, distinct: int, *, table_dtype: TableDtype, hash_dtype: HashDtype,
     **choices: Any,
 ) -> Geometry:  # fmt: skip
     """The geometry that spends what `sizes` leaves open of its budget and memory.
 
-    `tokens`: training tokens each site will see, `distinct` of them without repetition, which bound the rows of its
-    tables; `choices`: projection, block and read. Raises CompressError where the
-    fixed sizes alone exceed the budget or nothing fits it.
+    `tokens`: training tokens each site will see, `distinct` of them without repetition; `choices`: projection, block
+    and read. Raises CompressError where the fixed sizes alone exceed the budget or nothing fits it.
     """
     limit, bytes_limit = sizes.budget * dense.cost, sizes.memory * dense.int8_bytes
     bits = 8 if sizes.bits is None else sizes.bits
@@ -166,8 +170,9 @@ def fill(
 
     def fits(tables: int) -> bool:
         g = whole(tables)
-        filled = tables * g.rows * _TOKENS_A_ROW <= distinct
-        return filled and cost(g) <= limit and stored_bytes(g, table_dtype, hash_dtype) <= bytes_limit
+        if tables > most_tables(distinct, bits) or cost(g) > limit:
+            return False
+        return stored_bytes(g, table_dtype, hash_dtype) <= bytes_limit
 
     geometry = whole(_most(fits) if sizes.tables is None else sizes.tables)
     _check(geometry, dense, sizes, stored_bytes(geometry, table_dtype, hash_dtype))

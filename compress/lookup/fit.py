@@ -18,6 +18,8 @@ from .least_squares import (
 )
 from .projections import ACDCProjection, BH4Projection, DenseProjection, HadamardProjection
 
+TABLE_STEPS = 8  # of conjugate gradients for the tables
+
 
 @dataclass(frozen=True)
 class SiteData:
@@ -36,7 +38,7 @@ class SiteData:
 @torch.no_grad()
 def fit(
     student: LookupFFN, data: SiteData, dense: DenseWeights, *, ridge: float, generator: torch.Generator,
-    table_steps: int = 8, table_shrink: float = 16.0,
+    table_steps: int = TABLE_STEPS, table_shrink: float = 16.0,
 ) -> None:  # fmt: skip
     """Set every parameter of `student` from data and the dense FFN's weights.
 
