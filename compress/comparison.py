@@ -38,7 +38,8 @@ def against_baselines(
     """Convert the checkpoint's dense model again by its own recipe, without tables, each site at the cost that it has.
 
     Every run is a job in a folder of its own under `out`; what is finished there is not done again, so a call that was
-    stopped goes on. budgets: costs at which all are compared, the checkpoint's design too, in place of its own cost.
+    stopped goes on. Neurons come in sixteens, so a baseline may cost a few neurons less.
+    budgets: costs at which all are compared, the checkpoint's design too, in place of its own cost.
     Writes `comparison.json`, and `comparison.png` where matplotlib is installed. announce: told of each run.
     Raises CheckpointError where the checkpoint's finished job is not in its folder, JobError where `out` holds runs of
     another recipe, model or data.

@@ -72,7 +72,7 @@ class Stages:
                 bar.set_postfix(error=f"{error:.4f}", refresh=False)
 
             distilled = distiller.distill(student, progress) if steps else fitted
-        tqdm.write(f"{entry.site.name}: error {fitted:.4f} fitted, {distilled:.4f} distilled")
+        tqdm.write(f"{entry.site.name}: error {fitted:.4f} fitted" + (f", {distilled:.4f} distilled" if steps else ""))
         return {"fitted": fitted, "distilled": distilled, "scale": distiller.answer_scale}
 
     def finetune(self) -> None:

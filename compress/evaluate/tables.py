@@ -100,7 +100,7 @@ def comparison(candidates: Sequence[tuple[str, Report]]) -> Table:
     label = metric.replace("_", " ")
     headings = ["student", "cost", "stored", "read per token", label, "difference", "95 % interval"]
     places = [row["tokens"] for row in reference.latency if row["scope"] == "ffn"]
-    made = table("Against baselines", [*headings, *(f"FFNs, {tokens} tokens" for tokens in places)])
+    made = table("Against baselines", [*headings, *(f"FFNs, {n} token{'s' if n != 1 else ''}" for n in places)])
     made.add_row(
         "dense, FFNs in int8",
         "1",
