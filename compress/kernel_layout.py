@@ -29,8 +29,11 @@ HADAMARD_FACTORS = 2
 ACDC_LAYERS = 4
 
 
+SCALE = "_scale"  # behind the name of a matrix in int8: one float32 an output, matrix = scale * int8
+
+
 def parameter_shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a packed LookupFFN has, `scales` (int8 tables) aside."""
+    """Names and shapes of the tensors that a packed LookupFFN has, scales of int8 tables and matrices aside."""
     shapes: dict[str, tuple[int, ...]] = {"bias": (g.d_out,)}
     if g.rank:
         shapes |= {"code.weight": (g.rank, g.d_in), "code.bias": (g.rank,), "linear.weight": (g.d_out, g.rank)}
@@ -54,11 +57,20 @@ def parameter_shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def matrices(g: Geometry) -> list[str]:
+    """Names of the weight matrices, which share a storage dtype; the diagonals of a structured hash are not among them."""
+    names = [name for name in parameter_shapes(g) if name.endswith(".weight")]
+    return [name for name in names if name != "hash.projection.weight" or g.projection not in ("hadamard", "acdc")]
+
+
 def _checked(params: Mapping[str, Tensor], g: Geometry) -> tuple[torch.dtype, torch.dtype]:
     """Dtypes of the weight matrices and of the tables; KernelError where tensors are missing, extra or do not fit."""
-    shapes = parameter_shapes(g)
+    shapes, weights = parameter_shapes(g), matrices(g)
     if "tables" in params and params["tables"].dtype == torch.int8:
         shapes["scales"] = (g.tables, g.rows)
+    shapes |= {
+        name + SCALE: shapes[name][:-1] for name in weights if name in params and params[name].dtype == torch.int8
+    }
     if missing := sorted(shapes.keys() - params.keys()):
         raise _misfit(f"tensors are missing: {', '.join(missing)}")
     if extra := sorted(params.keys() - shapes.keys()):
@@ -69,12 +81,12 @@ def _checked(params: Mapping[str, Tensor], g: Geometry) -> tuple[torch.dtype, to
             raise _misfit(f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
         if tensor.device.type != "cpu":
             raise _misfit(f"{name} is on {tensor.device}; the native kernel runs on the CPU")
-        allowed = DTYPES if name == "tables" else DTYPES[:2] if name.endswith(".weight") else DTYPES[:1]
+        allowed = DTYPES if name in ("tables", *weights) else DTYPES[:2] if name.endswith(".weight") else DTYPES[:1]
         if tensor.dtype not in allowed:
             raise _misfit(f"{name} has dtype {tensor.dtype}, not one of {', '.join(map(str, allowed))}")
     if "scales" in params and not bool(((params["scales"] >= 0) & params["scales"].isfinite()).all()):
         raise _misfit("scales holds a number that is negative or not finite")
-    weight_dtypes = {params[name].dtype for name in shapes if name.endswith(".weight")}
+    weight_dtypes = {params[name].dtype for name in weights}
     if len(weight_dtypes) > 1:
         raise _misfit(f"weight matrices of several dtypes: {', '.join(sorted(map(str, weight_dtypes)))}")
     return weight_dtypes.pop() if weight_dtypes else torch.float32, params[
@@ -97,9 +109,9 @@ def settings(g: Geometry, weight_dtype: torch.dtype, table_dtype: torch.dtype) -
 
 
 def panels(matrix: Tensor) -> Tensor:
-    """[..., n, k] -> [..., n / 16, k, 16] (float32) or [..., n / 16, k / 2, 16, 2] (bfloat16), zero-padded."""
+    """[..., n, k] -> [..., n / 16, k, 16] (float32) or [..., n / 16, k / 2, 16, 2] (bfloat16, int8), zero-padded."""
     n, k = matrix.shape[-2:]
-    pairs = 2 if matrix.dtype == torch.bfloat16 else 1
+    pairs = 1 if matrix.dtype == torch.float32 else 2
     matrix = functional.pad(matrix, (0, -k % pairs, 0, -n % PANEL))
     matrix = matrix.unflatten(-1, (-1, pairs)).unflatten(-3, (-1, PANEL))  # [..., panel, 16, k / pairs, pairs]
     return matrix.transpose(-3, -2).contiguous()
@@ -151,12 +163,17 @@ def _rotations(size: int) -> Tensor:
 def _parts(params: Mapping[str, Tensor], g: Geometry, hadamard_from: int) -> dict[str, Tensor]:
     """Every part of the weights buffer, under its name in the kernel."""
     inputs = [name for name in ("code", "neurons.gate", "neurons.up") if f"{name}.weight" in params]
-    outputs = [name for name in ("linear", "neurons.down") if f"{name}.weight" in params]
     parts = {"output_bias": params["bias"]}
     if inputs:
         parts["input"] = panels(torch.cat([_pad_rows(params[f"{name}.weight"]) for name in inputs]))
         parts["input_bias"] = torch.cat([_pad_rows(params[f"{name}.bias"]) for name in inputs])
-        parts["output"] = panels(torch.cat([_pad_rows(params[f"{name}.weight"].T) for name in outputs]).T)
+        if f"{inputs[0]}.weight{SCALE}" in params:
+            parts["input_scale"] = torch.cat([_pad_rows(params[f"{name}.weight{SCALE}"]) for name in inputs])
+    for part, name in (("linear", "linear.weight"), ("down", "neurons.down.weight")):
+        if name in params:
+            parts[part] = panels(_pad_rows(params[name].T).T)
+        if name + SCALE in params:
+            parts[part + SCALE] = params[name + SCALE]
     if not g.tables:
         return parts
     weight, bias = params["hash.projection.weight"], params["hash.projection.bias"]
@@ -170,6 +187,9 @@ def _parts(params: Mapping[str, Tensor], g: Geometry, hadamard_from: int) -> dic
     else:
         parts["hash"], parts["hash_bias"] = weight.float(), bias
         parts["rotations"] = _rotations(g.padded)
+    if (scale := params.get("hash.projection.weight" + SCALE)) is not None:
+        padded = functional.pad(scale.flatten(-2), (0, -g.padded % PANEL)) if g.projection == "bh4" else scale
+        parts["hash_scale"] = padded if g.projection == "bh4" else _by_table(scale, g)
     if "scales" in params:
         parts["scales"] = params["scales"]
     if "log_temperature" in params:
@@ -195,7 +215,7 @@ def prepare(extension: ModuleType, params: Mapping[str, Tensor], g: Geometry) ->
     weights = _huge_buffer(extension, layout["weight_bytes"]).zero_()
     for name, tensor in _parts(params, g, layout["hadamard_from"]).items():
         offset, _ = layout["parts"][name]
-        dtype = tensor.dtype if tensor.dtype == torch.bfloat16 else torch.float32
+        dtype = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
         part = weights[offset : offset + tensor.numel() * dtype.itemsize]
         part.view(dtype).copy_(tensor.reshape(-1))
     tables = _huge_buffer(extension, layout["table_bytes"])

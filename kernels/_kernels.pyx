@@ -11,8 +11,6 @@ cdef extern from "level.h":
     const level *level_at(int index) nogil
     const level *level_current() nogil
     void level_select(int index) nogil
-    int vnni_enabled() nogil
-    void vnni_enable(int wanted) nogil
 
 cdef extern from "memory.h":
     void c_advise_huge "advise_huge"(void *address, size_t bytes) nogil
@@ -66,16 +64,6 @@ def advise_huge(uintptr_t address, size_t size):
     c_advise_huge(<void *>address, size)
 
 
-def vnni():
-    """Whether int8 rows are read by paired dot products of bytes, at the level that has them."""
-    return vnni_enabled() != 0
-
-
-def set_vnni(bint wanted):
-    """Do without them, or with them again where the processor can."""
-    vnni_enable(wanted)
-
-
 def codes_valid(uintptr_t codes, int64_t count, int64_t rows):
     """Whether every int32 code lies in [0, rows)."""
     cdef bint valid
@@ -120,7 +108,8 @@ def margin_scores_backward(uintptr_t z, uintptr_t scores, uintptr_t grad_scores,
 
 
 PART_NAMES = (
-    "input", "input_bias", "hash", "hash_bias", "output", "output_bias", "scales", "sharpness", "rotations",
+    "input", "input_scale", "input_bias", "hash", "hash_scale", "hash_bias", "linear", "linear_scale", "down",
+    "down_scale", "output_bias", "scales", "sharpness", "rotations",
 )
 
 

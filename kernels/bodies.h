@@ -1,12 +1,9 @@
-/* Everything a level compiles, and its table of functions. Included once by scalar.c, avx2.c, avx512.c and neon.c. */
+/* Everything a level compiles, and its table of functions. Included once by each level's C file. */
 #include "forward.h"
 #include "gather.h"
 
 const struct level LEVEL(level) = {
     .name = LEVEL_NAME,
-#ifdef VNNI_READ
-    .vnni = 1,
-#endif
     .gather_columns = GATHER_VECTORS * LANES,
     .gather = LEVEL(gather),
     .gather_backward = LEVEL(gather_backward),

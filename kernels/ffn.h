@@ -3,8 +3,8 @@
  *   h = A x + a;   z = P(h or x) + c;   codes and scores of z;
  *   y = U h + W_down (act(W_gate x) * W_up x) + bias + sum of weighted table rows
  *
- * Matrices lie in panels of PANEL outputs: float32 as [panel][k][PANEL]; bfloat16 as [panel][k / 2][PANEL][2], the layout
- * of the paired dot products. The format is the same for every instruction set. */
+ * Matrices lie in panels of PANEL outputs: float32 as [panel][k][PANEL]; bfloat16 and int8 as [panel][k / 2][PANEL][2],
+ * the layout of the paired dot products. The format is the same for every instruction set. */
 #ifndef COMPRESS_FFN_H
 #define COMPRESS_FFN_H
 
@@ -26,12 +26,17 @@ enum setting {
 /* Parts of the one buffer that holds everything but the tables. */
 enum part {
     INPUT,        /* panels over x: code, then gate, then up, each padded to whole panels */
+    INPUT_SCALE,  /* float32 an output, behind each matrix in int8 */
     INPUT_BIAS,   /* float32, in the same order */
     HASH,         /* lowrank, dense: panels [group][bit][PANEL tables]; BH4: panels of each block;
                    * Hadamard [repeat][2][width], ACDC: float32 diagonals */
+    HASH_SCALE,
     HASH_BIAS,    /* float32: lowrank, dense [group][bit][PANEL tables]; Hadamard [bits][groups * PANEL];
                    * BH4, ACDC [tables * bits] */
-    OUTPUT,       /* panels over code and neurons: U beside W_down */
+    LINEAR,       /* panels over the code: U */
+    LINEAR_SCALE,
+    DOWN,         /* panels over the neurons */
+    DOWN_SCALE,
     OUTPUT_BIAS,  /* float32 [out_width] */
     SCALES,       /* float32 [groups * PANEL, rows], int8 tables only */
     SHARPNESS,    /* float32: 2 / exp(log_temperature), two cells only */
@@ -46,7 +51,6 @@ struct ffn {
     int64_t groups;         /* tables in groups of PANEL */
     int64_t rank_width;     /* rank, padded to whole panels */
     int64_t neuron_width;   /* neurons, likewise */
-    int64_t mixed_width;    /* code and neurons: what the output panels read */
     int64_t input_width;    /* code, gate, up: what the input panels give */
     int64_t out_width;      /* d_out, padded to ROW_UNIT */
     int64_t row_bytes;      /* bytes a table row */
@@ -60,6 +64,10 @@ struct ffn {
     int64_t weight_bytes, table_bytes;  /* of the two buffers */
     const char *weights, *table_rows;
 };
+
+static inline const float *part_floats(const struct ffn *f, int part) {
+    return (const float *)(f->weights + f->offset[part]);
+}
 
 /* Fill in sizes and offsets; 0, or -1 where the settings contradict each other. */
 int ffn_layout(struct ffn *ffn, const int64_t settings[SETTINGS]);

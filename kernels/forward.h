@@ -8,9 +8,10 @@
 static void LEVEL(forward_inputs)(const struct tile *t) {
     const struct ffn *f = t->ffn;
     const int64_t panels = f->input_width / PANEL;
-    struct gemm g = {t->x, f->d_in, f->weights + f->offset[INPUT], f->d_in, gemm_panel_bytes(f->d_in, f->weight_dtype),
-                     (const float *)(f->weights + f->offset[INPUT_BIAS]), t->inputs, f->input_width};
-    gemm(&g, f->weight_dtype, t->tokens, share(t, panels), share_end(t, panels));
+    struct gemm g = tile_gemm(t, INPUT, f->d_in);
+    g.x = t->x, g.x_stride = f->d_in, g.out = t->inputs, g.out_stride = f->input_width;
+    g.bias = part_floats(f, INPUT_BIAS);
+    gemm(g, f->weight_dtype, t->tokens, share(t, panels), share_end(t, panels));
 }
 
 /* The neurons' outputs, in place of their gates; then the hash, and which rows are read. */
@@ -48,10 +49,16 @@ static void LEVEL(forward_outputs)(const struct tile *t) {
     const struct ffn *f = t->ffn;
     const int64_t units = f->out_width / ROW_UNIT;
     const int64_t column = share(t, units) * ROW_UNIT, end = share_end(t, units) * ROW_UNIT;
-    struct gemm g = {t->inputs, f->input_width, f->weights + f->offset[OUTPUT], f->mixed_width,
-                     gemm_panel_bytes(f->mixed_width, f->weight_dtype),
-                     (const float *)(f->weights + f->offset[OUTPUT_BIAS]), t->out, f->out_width};
-    gemm(&g, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);
+    struct gemm g = tile_gemm(t, LINEAR, f->rank_width);
+    g.x = t->inputs, g.x_stride = f->input_width, g.out = t->out, g.out_stride = f->out_width;
+    g.bias = part_floats(f, OUTPUT_BIAS);
+    gemm(g, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);
+    if (f->neurons) {
+        struct gemm down = tile_gemm(t, DOWN, f->neuron_width);
+        down.x = t->inputs + f->rank_width, down.x_stride = f->input_width;
+        down.out = t->out, down.out_stride = f->out_width, down.add = 1;
+        gemm(down, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);
+    }
     if (f->tables)
         read_rows(t, column, end);
     if (column < f->d_out)

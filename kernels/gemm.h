@@ -1,14 +1,15 @@
-/* out[token, outputs] = start + x[token, :] . W^T over panels of 16 outputs, float32 arithmetic.
+/* out[token, outputs] = start + x[token, :] . W^T over panels of 16 outputs.
  *
- * Every output is one chain of multiply-adds over k = 0, 1, ..., whatever block of tokens and panels it is computed in:
- * a token's result never depends on its neighbours. */
+ * float32 and bfloat16 weights: every output is one chain of float32 multiply-adds over k = 0, 1, ... int8 weights: x is
+ * quantised, products and sums over EXACT of k are exact, and these sums add up in float32, in ascending order. Either
+ * way it does not matter which block of tokens and panels an output is computed in: a token's result never depends on
+ * its neighbours. */
 #ifndef COMPRESS_GEMM_H
 #define COMPRESS_GEMM_H
 
-#include "ffn.h"
-#include "vector.h"
+#include "quantise.h"
 
-enum { PANEL_VECTORS = PANEL / LANES };
+enum { PANEL_VECTORS = PANEL / LANES, EXACT = 512 }; /* 512 * 32767 * 128 < 2^31 */
 
 /* The micro-kernel holds tokens x panels in registers: 24, 12 or 8 vectors of sums by how many registers there are. */
 #if LANES == 16
@@ -28,10 +29,13 @@ enum { PANEL_VECTORS = PANEL / LANES };
 struct gemm {
     const float *x; /* [tokens, x_stride] */
     int64_t x_stride;
-    const char *panels; /* [panel][k][PANEL] or [panel][k / 2][PANEL][2] */
+    struct quantised q; /* int8 weights: in the place of x */
+    const char *panels; /* float32 [panel][k][PANEL]; bfloat16 and int8 [panel][k / 2][PANEL][2] */
     int64_t k, panel_bytes;
-    const float *bias; /* [panel][PANEL], or NULL for zeros */
-    float *out;        /* [tokens, out_stride], panels side by side */
+    const float *scale; /* int8 weights: [panel][PANEL] */
+    const float *bias;  /* what sums start from: [panel][PANEL], or NULL: */
+    int add;            /*   what `out` holds, or zero */
+    float *out;         /* [tokens, out_stride], panels side by side */
     int64_t out_stride;
 };
 
@@ -55,6 +59,13 @@ INLINE const char *gemm_weight(const struct gemm *g, const char *panels, int64_t
     return panels + v / PANEL_VECTORS * g->panel_bytes + (step * PANEL_VECTORS + v % PANEL_VECTORS) * LANES * 4;
 }
 
+/* What vector v of a token's sums starts from. */
+INLINE vf gemm_start(const struct gemm *g, int64_t token, int64_t panel, int v) {
+    if (g->bias)
+        return v_load(g->bias + panel * PANEL + v * LANES);
+    return g->add ? v_load(g->out + token * g->out_stride + panel * PANEL + v * LANES) : (vf){0};
+}
+
 INLINE void gemm_block(const struct gemm *g, int64_t token, int64_t panel, const int dtype, const int tokens,
                        const int count) {
     const int vectors = count * PANEL_VECTORS;
@@ -62,12 +73,10 @@ INLINE void gemm_block(const struct gemm *g, int64_t token, int64_t panel, const
     const char *panels = g->panels + panel * g->panel_bytes;
     vf sums[TOKENS_MAX * 8 * PANEL_VECTORS], w[8 * PANEL_VECTORS], odd[8 * PANEL_VECTORS];
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; v++) {
-        vf start = g->bias ? v_load(g->bias + panel * PANEL + v * LANES) : (vf){0};
+    for (int v = 0; v < vectors; v++)
 #pragma GCC unroll 16
         for (int t = 0; t < tokens; t++)
-            sums[t * vectors + v] = start;
-    }
+            sums[t * vectors + v] = gemm_start(g, token + t, panel, v);
     if (dtype == FLOAT32) {
         for (int64_t k = 0; k < g->k; k++) {
 #pragma GCC unroll 16
@@ -96,17 +105,68 @@ INLINE void gemm_block(const struct gemm *g, int64_t token, int64_t panel, const
             v_store(out + t * g->out_stride + v * LANES, sums[t * vectors + v]);
 }
 
+/* The same in integers. */
+INLINE void gemm_block_int8(const struct gemm *g, int64_t token, int64_t panel, const int tokens, const int count) {
+    const int vectors = count * PANEL_VECTORS;
+    const int16_t *x = g->q.values + token * g->q.stride;
+    const char *panels = g->panels + panel * g->panel_bytes;
+    int64_t from = 0;
+    do { /* once without any k, too: the start is written */
+        const int64_t to = lesser(from + EXACT, g->k);
+        vi sums[TOKENS_MAX * 8 * PANEL_VECTORS], w[8 * PANEL_VECTORS];
+#pragma GCC unroll 128
+        for (int i = 0; i < tokens * vectors; i++)
+            sums[i] = (vi){0};
+        for (int64_t k = from; k < to; k += 2) {
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++)
+                w[v] = v_load_byte_pairs(panels + v / PANEL_VECTORS * g->panel_bytes +
+                                         (k / 2 * PANEL_VECTORS + v % PANEL_VECTORS) * LANES * 2);
+#pragma GCC unroll 16
+            for (int t = 0; t < tokens; t++) {
+                int32_t pair;
+                memcpy(&pair, x + t * g->q.stride + k, sizeof pair);
+                vi values = v_set_int(pair);
+#pragma GCC unroll 16
+                for (int v = 0; v < vectors; v++)
+                    sums[t * vectors + v] = v_dot_pairs(sums[t * vectors + v], w[v], values);
+            }
+        }
+        float *out = g->out + token * g->out_stride + panel * PANEL;
+#pragma GCC unroll 16
+        for (int t = 0; t < tokens; t++) {
+            vf unit = v_set(g->q.scales[token + t]);
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++) {
+                float *to_out = out + t * g->out_stride + v * LANES;
+                vf start = from ? v_load(to_out) : gemm_start(g, token + t, panel, v);
+                vf scale = unit * v_load(g->scale + panel * PANEL + v * LANES);
+                v_store(to_out, v_fma(__builtin_convertvector(sums[t * vectors + v], vf), scale, start));
+            }
+        }
+        from += EXACT;
+    } while (from < g->k);
+}
+
+INLINE void gemm_block_typed(const struct gemm *g, int64_t token, int64_t panel, const int dtype, const int tokens,
+                             const int count) {
+    if (dtype == INT8)
+        gemm_block_int8(g, token, panel, tokens, count);
+    else
+        gemm_block(g, token, panel, dtype, tokens, count);
+}
+
 INLINE void gemm_panels(const struct gemm *g, int64_t token, int64_t panel, int64_t end, const int dtype,
                         const int tokens) {
     const int wide = PANELS_FOR(tokens);
     for (; panel + wide <= end; panel += wide)
-        gemm_block(g, token, panel, dtype, tokens, wide);
+        gemm_block_typed(g, token, panel, dtype, tokens, wide);
     if (wide > 4 && panel + 4 <= end)
-        gemm_block(g, token, panel, dtype, tokens, 4), panel += 4;
+        gemm_block_typed(g, token, panel, dtype, tokens, 4), panel += 4;
     if (wide > 2 && panel + 2 <= end)
-        gemm_block(g, token, panel, dtype, tokens, 2), panel += 2;
+        gemm_block_typed(g, token, panel, dtype, tokens, 2), panel += 2;
     if (wide > 1 && panel < end)
-        gemm_block(g, token, panel, dtype, tokens, 1);
+        gemm_block_typed(g, token, panel, dtype, tokens, 1);
 }
 
 INLINE void gemm_typed(const struct gemm *g, int64_t tokens, int64_t panel, int64_t panel_end, const int dtype) {
@@ -142,16 +202,44 @@ static void gemm_bfloat16(const struct gemm *g, int64_t tokens, int64_t panel, i
     gemm_typed(g, tokens, panel, panel_end, BFLOAT16);
 }
 
-/* Panels [panel, panel_end) of `panels` over x; out, bias and panels are those of panel 0. */
-INLINE void gemm(const struct gemm *g, int64_t dtype, int64_t tokens, int64_t panel, int64_t panel_end) {
+static void gemm_int8(const struct gemm *g, int64_t tokens, int64_t panel, int64_t panel_end) {
+    gemm_typed(g, tokens, panel, panel_end, INT8);
+}
+
+/* Panels [panel, panel_end) over x, or over q which is there already; out, bias, scale and panels are those of panel 0. */
+INLINE void gemm_prepared(const struct gemm *g, int64_t dtype, int64_t tokens, int64_t panel, int64_t panel_end) {
     if (dtype == FLOAT32)
         gemm_float32(g, tokens, panel, panel_end);
-    else
+    else if (dtype == BFLOAT16)
         gemm_bfloat16(g, tokens, panel, panel_end);
+    else
+        gemm_int8(g, tokens, panel, panel_end);
+}
+
+/* The same over x; g.q has room for QUANTISED_TOKENS. */
+INLINE void gemm(struct gemm g, int64_t dtype, int64_t tokens, int64_t panel, int64_t panel_end) {
+    if (dtype != INT8) {
+        gemm_prepared(&g, dtype, tokens, panel, panel_end);
+        return;
+    }
+    for (int64_t count; tokens > 0 && panel < panel_end; tokens -= count) {
+        count = tokens < QUANTISED_TOKENS ? tokens : QUANTISED_TOKENS;
+        quantise(g.x, g.x_stride, g.k, count, &g.q);
+        gemm_prepared(&g, dtype, count, panel, panel_end);
+        g.x += count * g.x_stride;
+        g.out += count * g.out_stride;
+    }
 }
 
 INLINE int64_t gemm_panel_bytes(int64_t k, int64_t dtype) {
-    return dtype == FLOAT32 ? k * PANEL * 4 : (k + 1) / 2 * 2 * PANEL * 2;
+    return PANEL * (dtype == FLOAT32 ? k * 4 : (k + 1) / 2 * 2 * (dtype == BFLOAT16 ? 2 : 1));
+}
+
+/* A product with one of the FFN's matrices over k inputs. */
+INLINE struct gemm tile_gemm(const struct tile *t, enum part matrix, int64_t k) {
+    const struct ffn *f = t->ffn;
+    return (struct gemm){.panels = f->weights + f->offset[matrix], .scale = part_floats(f, matrix + 1), .q = t->q, .k = k,
+                         .panel_bytes = gemm_panel_bytes(k, f->weight_dtype)};
 }
 
 #endif

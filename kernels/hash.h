@@ -14,19 +14,21 @@ INLINE void hash_prefetch(const struct tile *t, int64_t token, int64_t table, in
 /* lowrank, dense: a group of PANEL tables has one panel a bit, so that z comes out with tables in its lanes. */
 static void hash_panels(const struct tile *t) {
     const struct ffn *f = t->ffn;
-    const int64_t chunk = 48, z_stride = f->bits * PANEL;
-    struct gemm g = {.out = t->work, .out_stride = z_stride};
-    g.k = f->projection == LOWRANK ? f->rank : f->d_in;
+    const int64_t z_stride = f->bits * PANEL;
+    const struct gemm whole = tile_gemm(t, HASH, f->projection == LOWRANK ? f->rank : f->d_in);
+    struct gemm g = whole;
     g.x_stride = f->projection == LOWRANK ? f->input_width : f->d_in;
-    g.panel_bytes = gemm_panel_bytes(g.k, f->weight_dtype);
-    const float *x = f->projection == LOWRANK ? t->inputs : t->x;
-    for (int64_t group = share(t, f->groups); group < share_end(t, f->groups); group++) {
-        g.panels = f->weights + f->offset[HASH] + group * f->bits * g.panel_bytes;
-        g.bias = (const float *)(f->weights + f->offset[HASH_BIAS]) + group * z_stride;
-        for (int64_t token = 0; token < t->tokens; token += chunk) {
-            int64_t count = lesser(chunk, t->tokens - token);
-            g.x = x + token * g.x_stride;
-            gemm(&g, f->weight_dtype, count, 0, f->bits);
+    g.out = t->work, g.out_stride = z_stride;
+    for (int64_t token = 0, count; token < t->tokens; token += count) {
+        count = lesser(HASHED_TOKENS, t->tokens - token);
+        g.x = (f->projection == LOWRANK ? t->inputs : t->x) + token * g.x_stride;
+        if (f->weight_dtype == INT8)
+            quantise(g.x, g.x_stride, g.k, count, &g.q);
+        for (int64_t group = share(t, f->groups); group < share_end(t, f->groups); group++) {
+            g.panels = whole.panels + group * f->bits * g.panel_bytes;
+            g.scale = whole.scale + group * z_stride;
+            g.bias = part_floats(f, HASH_BIAS) + group * z_stride;
+            gemm_prepared(&g, f->weight_dtype, count, 0, f->bits);
             for (int64_t n = 0; n < count; n++)
                 for (int lane = 0; lane < PANEL; lane += LANES) {
                     vf z[MAX_BITS];
@@ -110,8 +112,9 @@ static void hash_bh4(const struct tile *t) {
     const struct ffn *f = t->ffn;
     const int64_t width = f->width, z_stride = f->repeats * f->width;
     float *x = t->work, *from = x + CHUNK * width, *to = from + CHUNK * width, *z = to + CHUNK * width;
-    struct gemm g = {.x_stride = width, .out_stride = width, .k = f->block_width};
-    g.panel_bytes = gemm_panel_bytes(g.k, f->weight_dtype);
+    const struct gemm whole = tile_gemm(t, HASH, f->block_width);
+    struct gemm g = whole;
+    g.x_stride = g.out_stride = width;
     const int64_t block_panels = f->block_width / PANEL;
     for (int64_t token = share(t, t->tokens), end = share_end(t, t->tokens); token < end; token += CHUNK) {
         int64_t count = lesser(CHUNK, end - token);
@@ -122,12 +125,17 @@ static void hash_bh4(const struct tile *t) {
         for (int64_t repeat = 0; repeat < f->repeats; repeat++) {
             for (int64_t factor = 0; factor < 4; factor++) {
                 const float *source = factor ? from : x;
+                g.q = whole.q;
+                if (f->weight_dtype == INT8)
+                    quantise(source, width, width, count, &g.q);
                 for (int64_t block = 0; block < f->blocks; block++) {
+                    const int64_t first = ((repeat * 4 + factor) * f->blocks + block) * block_panels;
                     g.x = source + block * f->block_width;
                     g.out = to + block * f->block_width;
-                    g.panels = f->weights + f->offset[HASH] +
-                               ((repeat * 4 + factor) * f->blocks + block) * block_panels * g.panel_bytes;
-                    gemm(&g, f->weight_dtype, count, 0, block_panels);
+                    g.panels = whole.panels + first * g.panel_bytes;
+                    g.scale = whole.scale + first * PANEL;
+                    gemm_prepared(&g, f->weight_dtype, count, 0, block_panels);
+                    g.q.values += f->block_width;
                 }
                 for (int64_t n = 0; n < count; n++)
                     hadamard(to + n * width, f->transform, f->hadamard_from);

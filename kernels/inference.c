@@ -38,8 +38,8 @@ static size_t tile_buffers(struct tile *t, char *base, int64_t tokens) {
 
 /* Multiply-adds a token, roughly. */
 static int64_t work_per_token(const struct ffn *f) {
-    int64_t bytes = f->bytes[INPUT] + f->bytes[HASH] + f->bytes[OUTPUT];
-    return bytes / (f->weight_dtype == FLOAT32 ? 4 : 2) + f->tables * f->cells * f->d_out;
+    int64_t bytes = f->bytes[INPUT] + f->bytes[HASH] + f->bytes[LINEAR] + f->bytes[DOWN];
+    return bytes / (f->weight_dtype == FLOAT32 ? 4 : f->weight_dtype == BFLOAT16 ? 2 : 1) + f->tables * f->cells * f->d_out;
 }
 
 /* Tokens [token, end) through tiles; `together`: every thread of the team calls this with the same tokens. */
@@ -73,17 +73,21 @@ int ffn_forward(const struct ffn *f, const float *x, float *y, int64_t tokens, i
         threads = 1;
     const int together = threads > 1 && tokens < OWN_TOKENS * (int64_t)threads;
     const int64_t tile_tokens = smaller(together ? tokens : (tokens + threads - 1) / threads, TILE_TOKENS);
-    struct tile tile = {.ffn = f, .x = x, .y = y, .vnni = f->table_dtype == INT8 && level->vnni && vnni_enabled()};
+    struct tile tile = {.ffn = f, .x = x, .y = y};
     const size_t buffers = tile_buffers(&tile, NULL, tile_tokens), work = aligned((size_t)work_floats(f) * 4);
-    char *memory = scratch((size_t)threads * (buffers + work));
+    const size_t scales = aligned(QUANTISED_TOKENS * 4), values = QUANTISED_TOKENS * (size_t)quantised_width(f) * 2;
+    const size_t each = aligned(buffers + work + scales + values);
+    char *memory = scratch((size_t)threads * each);
     if (!memory)
         return -1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         struct tile mine = tile;
         const int thread = thread_number(), count = thread_count(); /* perhaps fewer than were asked for */
-        char *own = memory + (size_t)thread * (buffers + work);
+        char *own = memory + (size_t)thread * each;
         mine.work = (float *)(own + buffers);
+        mine.q.scales = (float *)(own + buffers + work);
+        mine.q.values = (int16_t *)(own + buffers + work + scales);
         mine.rank = together ? thread : 0;
         mine.size = together ? count : 1;
         if (together)

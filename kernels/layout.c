@@ -10,7 +10,7 @@ static int64_t dtype_bytes(int64_t dtype) { return dtype == FLOAT32 ? 4 : dtype 
 
 /* Bytes of panels of `outputs` (whole panels) over k inputs. */
 static int64_t panel_bytes(int64_t outputs, int64_t k, int64_t dtype) {
-    return outputs * (dtype == BFLOAT16 ? round_up(k, 2) : k) * dtype_bytes(dtype);
+    return outputs * (dtype == FLOAT32 ? k : round_up(k, 2)) * dtype_bytes(dtype);
 }
 
 static int in_range(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
@@ -23,7 +23,7 @@ static int valid(const struct ffn *f) {
            in_range(f->bits, 1, MAX_BITS) && in_range(f->projection, HADAMARD, ACDC) && in_range(f->rank, 0, most) &&
            in_range(f->neurons, 0, most) && in_range(f->gated, 0, 1) && in_range(f->activation, GELU, SIGMOID) &&
            in_range(f->cells, 1, 2) && in_range(f->table_dtype, FLOAT32, INT8) &&
-           in_range(f->weight_dtype, FLOAT32, BFLOAT16) && round_up(f->tables, PANEL) << f->bits < (int64_t)1 << 31 &&
+           in_range(f->weight_dtype, FLOAT32, INT8) && round_up(f->tables, PANEL) << f->bits < (int64_t)1 << 31 &&
            !(f->tables && hashes_code(f) && !f->rank);
 }
 
@@ -64,8 +64,7 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
     f->groups = (f->tables + PANEL - 1) / PANEL;
     f->rank_width = round_up(f->rank, PANEL);
     f->neuron_width = round_up(f->neurons, PANEL);
-    f->mixed_width = f->rank_width + f->neuron_width;
-    f->input_width = f->mixed_width + (f->gated ? f->neuron_width : 0);
+    f->input_width = f->rank_width + f->neuron_width + (f->gated ? f->neuron_width : 0);
     f->out_width = round_up(f->d_out, ROW_UNIT);
     f->row_bytes = f->out_width * dtype_bytes(f->table_dtype);
     f->table_bytes = f->tables * f->rows * f->row_bytes;
@@ -73,22 +72,29 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
     int64_t hash_outputs = f->groups * PANEL * f->bits;
     f->bytes[INPUT] = panel_bytes(f->input_width, f->d_in, f->weight_dtype);
     f->bytes[INPUT_BIAS] = f->input_width * 4;
-    f->bytes[OUTPUT] = panel_bytes(f->out_width, f->mixed_width, f->weight_dtype);
+    f->bytes[LINEAR] = panel_bytes(f->out_width, f->rank_width, f->weight_dtype);
+    f->bytes[DOWN] = panel_bytes(f->out_width, f->neuron_width, f->weight_dtype);
     f->bytes[OUTPUT_BIAS] = f->out_width * 4;
     if (f->tables && (f->projection == LOWRANK || f->projection == DENSE)) {
         f->bytes[HASH] = panel_bytes(hash_outputs, f->projection == LOWRANK ? f->rank : f->d_in, f->weight_dtype);
+        f->bytes[HASH_SCALE] = f->weight_dtype == INT8 ? hash_outputs * 4 : 0;
         f->bytes[HASH_BIAS] = hash_outputs * 4;
     } else if (f->tables) {
         if (transform_sizes(f))
             return -1;
-        if (f->projection == BH4)
+        if (f->projection == BH4) {
             f->bytes[HASH] = panel_bytes(f->repeats * 4 * f->width, f->block_width, f->weight_dtype);
-        else
+            f->bytes[HASH_SCALE] = f->weight_dtype == INT8 ? f->repeats * 4 * f->width * 4 : 0;
+        } else
             f->bytes[HASH] = f->repeats * 2 * (f->projection == HADAMARD ? f->width : 4 * f->transform) * 4;
         f->bytes[HASH_BIAS] = (f->projection == HADAMARD ? f->groups * PANEL * f->bits : f->repeats * f->width) * 4;
         f->bytes[ROTATIONS] = f->projection == ACDC ? 2 * f->transform * 4 : 0;
     }
     f->bytes[SCALES] = f->tables && f->table_dtype == INT8 ? f->groups * PANEL * f->rows * 4 : 0;
+    if (f->weight_dtype == INT8) {
+        f->bytes[INPUT_SCALE] = f->input_width * 4;
+        f->bytes[LINEAR_SCALE] = f->bytes[DOWN_SCALE] = f->out_width * 4;
+    }
     f->bytes[SHARPNESS] = f->tables && f->cells == 2 ? 4 : 0;
     for (int part = 0; part < PARTS; part++) {
         f->offset[part] = f->weight_bytes;

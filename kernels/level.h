@@ -31,7 +31,6 @@ struct tile;
 
 struct level {
     const char *name;
-    int vnni;                /* whether int8 rows are read in integers where the processor can */
     int64_t gather_columns;  /* columns a block of the training gather */
     void (*gather)(const struct gather_args *, int64_t token, int64_t token_end, int64_t column, int64_t column_end);
     void (*gather_backward)(const struct gather_backward_args *, int64_t column, int64_t column_end);
@@ -48,6 +47,7 @@ extern const struct level level_scalar;
 #define COMPRESS_X86 1
 extern const struct level level_avx2;
 extern const struct level level_avx512;
+extern const struct level level_avx512_vnni;
 #endif
 #if defined(__aarch64__)
 #define COMPRESS_NEON 1
@@ -59,9 +59,5 @@ int levels_available(void);
 const struct level *level_at(int index);
 const struct level *level_current(void);
 void level_select(int index);
-
-/* Whether the processor has the paired dot products of bytes (AVX-512 VNNI); `vnni_enable(0)` does without, for tests. */
-int vnni_enabled(void);
-void vnni_enable(int wanted);
 
 #endif

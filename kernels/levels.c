@@ -1,10 +1,9 @@
 /* Which instruction sets this processor has, and the one in use. */
 #include "level.h"
 
-static const struct level *found[4];
+static const struct level *found[5];
 static int count;
 static int current;
-static int vnni_wanted = 1;
 
 static void detect(void) {
     if (count)
@@ -13,8 +12,11 @@ static void detect(void) {
 #ifdef COMPRESS_X86
     __builtin_cpu_init();
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512vnni"))
+        found[n++] = &level_avx512_vnni;
+    if (avx512)
         found[n++] = &level_avx512;
     if (avx2)
         found[n++] = &level_avx2;
@@ -46,14 +48,3 @@ void level_select(int index) {
     if (index >= 0 && index < count)
         current = index;
 }
-
-int vnni_enabled(void) {
-#ifdef COMPRESS_X86
-    __builtin_cpu_init();
-    return vnni_wanted && __builtin_cpu_supports("avx512vnni");
-#else
-    return 0;
-#endif
-}
-
-void vnni_enable(int wanted) { vnni_wanted = wanted; }

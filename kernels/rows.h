@@ -88,15 +88,13 @@ INLINE void read_columns(const struct tile *t, int64_t column, int64_t column_en
 }
 
 static void read_rows(const struct tile *t, int64_t column, int64_t column_end) {
-#ifdef VNNI_READ
-    if (t->vnni) {
-        read_rows_vnni(t, column, column_end);
-        return;
-    }
-#endif
     switch (t->ffn->table_dtype) {
     case INT8:
+#ifdef LEVEL_VNNI
+        read_rows_vnni(t, column, column_end);
+#else
         read_columns(t, column, column_end, INT8);
+#endif
         break;
     case BFLOAT16:
         read_columns(t, column, column_end, BFLOAT16);

@@ -4,9 +4,8 @@
  * The weights of a group of 16 tables (and their second cells) become 16-bit fractions of their largest, high and low
  * byte apart; products and sums of a group are exact, and the groups add up in float32 in ascending order: a token's
  * result depends on no other token. Weights are never negative: scores and scales are not. */
-#if defined(LEVEL_AVX512) && !defined(VNNI_READ)
-#define VNNI_READ 1
-#define VNNI_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#if defined(LEVEL_VNNI) && !defined(COMPRESS_ROWS_VNNI_H)
+#define COMPRESS_ROWS_VNNI_H
 
 #include "tile.h"
 #include "vector.h"
@@ -38,9 +37,8 @@ INLINE void to_fractions(float *const *slots, const vf *weights, const int cells
 }
 
 /* sums[0..3] += the interleaved bytes of four rows, weighted; lane l of sums[k] holds columns 16 l + 4 k + 0..3 */
-VNNI_TARGET static inline __attribute__((always_inline)) void four_rows(const char *const *rows, int64_t offset,
-                                                                        __m512i high, __m512i low, __m512i *high_sums,
-                                                                        __m512i *low_sums) {
+INLINE void four_rows(const char *const *rows, int64_t offset, __m512i high, __m512i low, __m512i *high_sums,
+                      __m512i *low_sums) {
     __m512i a = _mm512_loadu_si512(rows[0] + offset), b = _mm512_loadu_si512(rows[1] + offset);
     __m512i c = _mm512_loadu_si512(rows[2] + offset), d = _mm512_loadu_si512(rows[3] + offset);
     __m512i ab = _mm512_unpacklo_epi8(a, b), ab2 = _mm512_unpackhi_epi8(a, b);
@@ -67,8 +65,7 @@ INLINE void add_columns(float *out, float unit, const __m512i *high, const __m51
 }
 
 /* One group of tables over `units` times ROW_UNIT columns, for all tokens. */
-VNNI_TARGET static inline __attribute__((always_inline)) void read_group(const struct tile *t, int64_t column,
-                                                                         int64_t group, const int units) {
+INLINE void read_group(const struct tile *t, int64_t column, int64_t group, const int units) {
     const struct ffn *f = t->ffn;
     const int64_t width = f->groups * PANEL, reads = f->cells * width, first = group * PANEL;
     const char *table_rows = f->table_rows + column;
@@ -100,7 +97,7 @@ VNNI_TARGET static inline __attribute__((always_inline)) void read_group(const s
     }
 }
 
-VNNI_TARGET static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_end) {
+static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_end) {
     for (; column < column_end; column += 2 * ROW_UNIT)
         for (int64_t group = 0; group < t->ffn->groups; group++) {
             if (column_end - column >= 2 * ROW_UNIT)

@@ -59,8 +59,8 @@ INLINE void score_lanes(const struct tile *t, int64_t token, int64_t table, cons
     }
     weights[0] = scales ? score * v_lookup(scales, row) : score;
     v_store_int(index, row);
-#ifdef VNNI_READ
-    if (t->vnni) {
+#ifdef LEVEL_VNNI
+    if (scales) {
         float *const slots[2] = {weight, weight + width};
         if (f->cells == 2)
             to_fractions(slots, weights, 2);

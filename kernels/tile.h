@@ -5,6 +5,15 @@
 #include "ffn.h"
 
 enum { TILE_TOKENS = 512 };
+enum { QUANTISED_TOKENS = 96 }; /* at a time: they stay in the second-level cache while all weights stream past */
+enum { HASHED_TOKENS = 48 };    /* by matrices in panels, at a time */
+
+/* Activations for products with int8 weights (quantise.h). */
+struct quantised {
+    int16_t *values; /* [tokens, stride], zeros behind the last */
+    float *scales;   /* [tokens] */
+    int64_t stride;
+};
 
 struct tile {
     const struct ffn *ffn;
@@ -13,10 +22,10 @@ struct tile {
     int64_t tokens;
     float *inputs;  /* [tokens, input_width]: code, gate (later the neurons' outputs), up */
     int32_t *index; /* [tokens, cells, groups * PANEL]: rows to read, numbered through all tables */
-    float *weight;  /* likewise: what each row counts */
+    float *weight;  /* likewise: what each row counts; fractions where rows_vnni.h reads them */
     float *out;     /* [tokens, out_width] */
     float *work;    /* work_floats for this thread */
-    int vnni;       /* weights of int8 rows are fractions (rows_vnni.h) */
+    struct quantised q; /* room for QUANTISED_TOKENS, for this thread */
     int rank, size; /* this thread's place in the team */
 };
 
@@ -26,10 +35,20 @@ static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t share(const struct tile *t, int64_t n) { return n * t->rank / t->size; }
 static inline int64_t share_end(const struct tile *t, int64_t n) { return n * (t->rank + 1) / t->size; }
 
+static inline int64_t quantised_stride(int64_t k) { return (k + PANEL - 1) / PANEL * PANEL; }
+
+/* Activations a token that a thread has quantised at a time. */
+static inline int64_t quantised_width(const struct ffn *f) {
+    int64_t widths[] = {f->d_in, f->rank_width, f->neuron_width, f->width}, most = 0;
+    for (int i = 0; i < 4; i++)
+        most = widths[i] > most ? widths[i] : most;
+    return f->weight_dtype == INT8 ? quantised_stride(most) : 0;
+}
+
 /* Floats of `work` that a thread needs. */
 static inline int64_t work_floats(const struct ffn *f) {
-    enum { LOWRANK_TOKENS = 48, TRANSFORM_TOKENS = 16 };
-    int64_t panels = LOWRANK_TOKENS * MAX_BITS * PANEL;
+    enum { TRANSFORM_TOKENS = 16 };
+    int64_t panels = HASHED_TOKENS * MAX_BITS * PANEL;
     int64_t transforms = TRANSFORM_TOKENS * (3 + f->repeats) * f->width;
     return panels > transforms ? panels : transforms;
 }

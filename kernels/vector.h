@@ -10,7 +10,11 @@
 #if defined(LEVEL_AVX512)
 #include <immintrin.h>
 #define LANES 16
+#ifdef LEVEL_VNNI
+#define LEVEL(name) name##_avx512_vnni
+#else
 #define LEVEL(name) name##_avx512
+#endif
 #elif defined(LEVEL_AVX2)
 #include <immintrin.h>
 #define LANES 8
@@ -122,6 +126,40 @@ INLINE vf v_load_bfloat16(const void *p) {
     for (int lane = 0; lane < LANES; lane++)
         v[lane] = (int32_t)((uint32_t)halves[lane] << 16);
     return (vf)v;
+#endif
+}
+
+/* LANES pairs of bytes as pairs of 16-bit integers, one pair a lane */
+INLINE vi v_load_byte_pairs(const void *p) {
+#if defined(LEVEL_AVX512)
+    return (vi)_mm512_cvtepi8_epi16(_mm256_loadu_si256(p));
+#elif defined(LEVEL_AVX2)
+    return (vi)_mm256_cvtepi8_epi16(_mm_loadu_si128(p));
+#elif defined(LEVEL_NEON)
+    return (vi)vmovl_s8(vld1_s8(p));
+#else
+    int8_t bytes[2 * LANES];
+    memcpy(bytes, p, sizeof bytes);
+    vi v;
+    for (int lane = 0; lane < LANES; lane++)
+        v[lane] = (int32_t)((uint32_t)bytes[2 * lane + 1] << 16 | (uint16_t)bytes[2 * lane]);
+    return v;
+#endif
+}
+
+/* a + the products of the 16-bit integers in b and c, the two of a lane added; no overflow is caught */
+INLINE vi v_dot_pairs(vi a, vi b, vi c) {
+#if defined(LEVEL_VNNI)
+    return (vi)_mm512_dpwssd_epi32((__m512i)a, (__m512i)b, (__m512i)c);
+#elif defined(LEVEL_AVX512)
+    return (vi)_mm512_add_epi32((__m512i)a, _mm512_madd_epi16((__m512i)b, (__m512i)c));
+#elif defined(LEVEL_AVX2)
+    return (vi)_mm256_add_epi32((__m256i)a, _mm256_madd_epi16((__m256i)b, (__m256i)c));
+#elif defined(LEVEL_NEON)
+    int16x8_t x = (int16x8_t)b, y = (int16x8_t)c;
+    return a + (vi)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+#else
+    return a + (b << 16 >> 16) * (c << 16 >> 16) + (b >> 16) * (c >> 16);
 #endif
 }
 

@@ -11,20 +11,16 @@ from compress import kernels
 
 _extension = kernels._extension()
 LEVELS: list[str] = _extension.levels() if _extension else []
-# What the fused forward differs by: an AVX-512 processor may lack the paired dot products of bytes.
-FORWARD_LEVELS = (["avx512 without vnni"] if LEVELS and _extension.vnni() and "avx512" in LEVELS else []) + LEVELS
 
 
 @contextmanager
 def using_level(name: str) -> Iterator[None]:
     before = kernels.isa()
-    kernels._select(_extension, name.split()[0])
-    _extension.set_vnni(not name.endswith("without vnni"))
+    kernels._select(_extension, name)
     try:
         yield
     finally:
         kernels._select(_extension, before)
-        _extension.set_vnni(True)
 
 
 @contextmanager

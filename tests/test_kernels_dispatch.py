@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from kernel_levels import FORWARD_LEVELS, LEVELS, using_level
+from kernel_levels import LEVELS, LEVELS, using_level
 
 from compress import kernels
 from compress.lookup.geometry import Geometry
@@ -61,7 +61,7 @@ def test_levels_agree_on_a_forward():
     prepared = kernels.prepare(make_params(g, torch.int8, torch.bfloat16, 0), g)
     x = torch.randn(40, 96, generator=torch.Generator().manual_seed(0))
     results = []
-    for level in FORWARD_LEVELS:
+    for level in LEVELS:
         with using_level(level):
             results.append(kernels.lookup_ffn(x, *prepared))
     for other in results[1:]:

@@ -9,15 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_levels import FORWARD_LEVELS, using_level, using_threads
+from kernel_levels import LEVELS, using_level, using_threads
 from torch import Tensor
 from torch.nn import functional
 
 from compress import kernel_layout, kernels
 from compress.errors import KernelError
 from compress.lookup.geometry import Geometry
+from compress.lookup.packed import quantise_rows
 
-pytestmark = pytest.mark.skipif(not FORWARD_LEVELS, reason="the native extension is not installed")
+pytestmark = pytest.mark.skipif(not LEVELS, reason="the native extension is not installed")
 
 ACTIVATIONS = {
     "gelu": functional.gelu,
@@ -76,6 +77,7 @@ def project(p: dict[str, Tensor], g: Geometry, x: Tensor, h: Tensor | None) -> T
 def reference(params: dict[str, Tensor], g: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
     """float64 y [N, d_out], and how near each token's hash comes to flipping a bit or a nearest plane, [N]."""
     p, x = {name: tensor.double() for name, tensor in params.items()}, x.double()
+    p |= {name: p[name] * p[name + "_scale"][..., None] for name in params if name + "_scale" in params}
     y, clear = p["bias"].expand(len(x), -1), torch.full((len(x),), torch.inf, dtype=torch.float64)
     h = functional.linear(x, p["code.weight"], p["code.bias"]) if g.rank else None
     if h is not None:
@@ -123,7 +125,11 @@ def make_params(g: Geometry, table_dtype: torch.dtype, weight_dtype: torch.dtype
             value /= math.sqrt(g.padded)
         elif name.endswith(".weight"):
             value /= math.sqrt(shape[-1])
-        params[name] = value.to(weight_dtype) if name.endswith(".weight") else value
+        if weight_dtype == torch.int8 and name in kernel_layout.matrices(g):
+            params[name], params[name + "_scale"] = quantise_rows(value)
+        else:
+            narrow = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
+            params[name] = value.to(narrow) if name.endswith(".weight") else value
     if "tables" in params and table_dtype == torch.int8:
         params["tables"] = torch.randint(-127, 128, params["tables"].shape, dtype=torch.int8, generator=generator)
         params["scales"] = torch.rand(g.tables, g.rows, generator=generator) / 64
@@ -138,9 +144,9 @@ def run(params: dict[str, Tensor], g: Geometry, x: Tensor) -> Tensor:
 
 def assert_agrees(params: dict[str, Tensor], g: Geometry, x: Tensor) -> None:
     expected, clear = reference(params, g, x)
-    relative = 1e-4 if params.get("tables", x).dtype == torch.int8 else 1e-5
+    relative = 1e-4 if any(tensor.dtype == torch.int8 for tensor in params.values()) else 1e-5
     scale = expected.abs().max().item() if len(x) else 1.0
-    for level in FORWARD_LEVELS:
+    for level in LEVELS:
         with using_level(level):
             actual = run(params, g, x)
             assert actual.shape == expected.shape
@@ -170,7 +176,7 @@ def geometries(draw) -> Geometry:
 @given(
     geometries(),
     st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
-    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
     st.integers(0, 30),
     st.integers(0, 2**31),
 )
@@ -192,8 +198,8 @@ TYPICAL = [
 
 
 @pytest.mark.parametrize("g", TYPICAL, ids=lambda g: f"{g.projection}-{g.tables}-{g.read}")
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("level", FORWARD_LEVELS)
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_neither_batch_nor_threads_change_a_bit(g, weight_dtype, level):
     prepared, numbers = kernels.prepare(make_params(g, torch.int8, weight_dtype, 0), g)
     x = torch.randn(1100, g.d_in, generator=torch.Generator().manual_seed(1))  # several tiles
@@ -226,12 +232,12 @@ def test_first_of_equal_margins_is_the_second_cell():
     params["hash.projection.weight"], params["hash.projection.bias"] = torch.eye(4), torch.zeros(4)
     x = torch.tensor([[2.0, -0.5, 0.5, 1.0]])
     expected, _ = reference(params, g, x)  # torch.min gives the first of equals too
-    for level in FORWARD_LEVELS:
+    for level in LEVELS:
         with using_level(level):
             torch.testing.assert_close(run(params, g, x).double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("level", FORWARD_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_activations_hold_over_their_whole_range(activation, level):
     g = Geometry(1, 1, 0, 8, "lowrank", 64, 0, 1, False, activation)
@@ -245,7 +251,7 @@ def test_activations_hold_over_their_whole_range(activation, level):
 
 
 @pytest.mark.parametrize("g", TYPICAL[:6], ids=lambda g: g.projection)
-@pytest.mark.parametrize("level", FORWARD_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_nan_in_one_token_stays_in_it(g, level):
     params = make_params(g, torch.int8, torch.bfloat16, 0)
     x = torch.randn(5, g.d_in)
@@ -258,7 +264,7 @@ def test_nan_in_one_token_stays_in_it(g, level):
     assert torch.equal(y[others], clean[others])
 
 
-@pytest.mark.parametrize("level", FORWARD_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_one_table_may_outweigh_the_others(level):
     g = Geometry(8, 96, 40, 4, "dense", 64, 0, 0, False, "gelu", "top2")
     params = make_params(g, torch.int8, torch.float32, 0)
@@ -286,7 +292,7 @@ def test_golden_vectors(case, g):
 
     golden = load_file(path)
     params = {name: golden[name] for name in kernel_layout.parameter_shapes(g)}
-    for level in FORWARD_LEVELS:
+    for level in LEVELS:
         with using_level(level):
             y = run(params, g, golden["x"])
             torch.testing.assert_close(y, golden["y"], rtol=0, atol=1e-5 * golden["y"].abs().max().item())

@@ -15,7 +15,7 @@ def student(**settings: object) -> LookupFFN:
     return LookupFFN(24, 20, **sizes).eval()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("hash_dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("hash_dtype", ["int8", "bfloat16", "float32"])
 @pytest.mark.parametrize("table_dtype", ["int8", "bfloat16", "float32"])
 @pytest.mark.parametrize("projection", ["hadamard", "lowrank", "dense", "bh4", "acdc"])
 def test_packed_runs_as_its_dequantised_parameters(projection: str, table_dtype: str, hash_dtype: str) -> None:

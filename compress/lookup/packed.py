@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..errors import CompressError
+from ..kernel_layout import SCALE, matrices
 from .ffn import LookupFFN
 from .geometry import Geometry
 
 TableDtype = Literal["int8", "bfloat16", "float32"]
-HashDtype = Literal["bfloat16", "float32"]
+HashDtype = Literal["int8", "bfloat16", "float32"]
 
 _DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _INT8_MAX = 127
@@ -24,26 +25,35 @@ def packed_layout(
 ) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Names, shapes and dtypes of the tensors that a packed student stores.
 
-    Tables are in `table_dtype` (int8 with a float32 scale a row), every weight matrix in `hash_dtype`, vectors in
-    float32. Raises CompressError for an unknown dtype.
+    Tables are in `table_dtype` (int8 with a float32 scale a row), every weight matrix in `hash_dtype` (int8 with a
+    float32 scale an output), vectors in float32. The diagonals of a structured hash, which int8 would serve badly and
+    which are small, are never narrower than bfloat16. Raises CompressError for an unknown dtype.
     """
     for key, value, allowed in (
         ("table_dtype", table_dtype, ("int8", "bfloat16", "float32")),
-        ("hash_dtype", hash_dtype, ("bfloat16", "float32")),
+        ("hash_dtype", hash_dtype, ("int8", "bfloat16", "float32")),
     ):
         if value not in allowed:
             raise CompressError(f"unknown {key} {value!r}", where=key, remedy=f"choose one of {', '.join(allowed)}")
     with torch.device("meta"):
         state = LookupFFN.from_geometry(geometry).state_dict()
-    layout = {}
+    layout, weights = {}, matrices(geometry)
     for name, tensor in state.items():
+        dtype = torch.float32
         if name == "tables":
-            layout[name] = tensor.shape, _DTYPES[table_dtype]
-            if table_dtype == "int8":
-                layout["scales"] = tensor.shape[:-1], torch.float32
-        else:
-            layout[name] = tensor.shape, _DTYPES[hash_dtype] if name.endswith(".weight") else torch.float32
+            dtype = _DTYPES[table_dtype]
+        elif name in weights:
+            dtype = _DTYPES[hash_dtype]
+        elif name.endswith(".weight"):
+            dtype = torch.float32 if hash_dtype == "float32" else torch.bfloat16
+        layout[name] = tensor.shape, dtype
+        if dtype == torch.int8:
+            layout[_scale_name(name)] = tensor.shape[:-1], torch.float32
     return layout
+
+
+def _scale_name(name: str) -> str:
+    return "scales" if name == "tables" else name + SCALE
 
 
 def quantise_rows(tables: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,9 +92,9 @@ class PackedLookupFFN(nn.Module):
     def dequantised(self) -> LookupFFN:
         """A trainable float32 LookupFFN with exactly the parameters that are stored."""
         state = {name: value.detach().float() for name, value in self.state_dict().items()}
-        scales = state.pop("scales", None)
-        if scales is not None:
-            state["tables"] = state["tables"] * scales[..., None]
+        for name in list(state):
+            if (scale := state.pop(_scale_name(name), None)) is not None:
+                state[name] = state[name] * scale[..., None]
         device = self.get_parameter("bias").device
         with torch.device("meta"):
             student = LookupFFN.from_geometry(self.geometry)
@@ -136,11 +146,13 @@ class PackedLookupFFN(nn.Module):
 def pack(ffn: LookupFFN, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "bfloat16") -> PackedLookupFFN:
     """Round a trained student to its storage dtypes.
 
-    Tables in `table_dtype` (int8: one float32 scale a row), weight matrices in `hash_dtype`, the rest in float32.
+    Tables in `table_dtype` (int8: one float32 scale a row), weight matrices in `hash_dtype` (int8: one an output), the
+    rest in float32.
     """
     packed = PackedLookupFFN(ffn.geometry, table_dtype, hash_dtype).to(ffn.bias.device)
     state = {name: value.detach().clone() for name, value in ffn.state_dict().items()}
-    if "tables" in state and table_dtype == "int8":
-        state["tables"], state["scales"] = quantise_rows(state["tables"])
+    for name, parameter in packed.named_parameters():
+        if parameter.dtype == torch.int8:
+            state[name], state[_scale_name(name)] = quantise_rows(state[name])
     packed.load_state_dict(state)
     return packed

@@ -1,0 +1,76 @@
+"""The kernel's C code without Python: under the address and undefined-behaviour sanitisers, and as ARM64 code, emulated."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_levels import LEVELS
+from test_kernels_inference import TYPICAL, make_params, reference
+
+from compress import kernels
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [str(path) for path in sorted((ROOT / "kernels").glob("*.c")) if not path.name.startswith("_")]
+BUILD = [
+    *("-O1", "-g", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-I", str(ROOT / "kernels")),
+    *(str(ROOT / "tests" / "native" / "forward.c"), *SOURCES, "-lm"),
+]
+
+pytestmark = [
+    pytest.mark.skipif(not LEVELS, reason="the native extension, which lays the cases out, is not installed"),
+    pytest.mark.skipif(not SOURCES, reason="the kernel's sources are not here"),
+]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory) -> list[str]:
+    """Packed students of every kind, odd sizes among them, with inputs and what float64 makes of them."""
+    folder, paths = tmp_path_factory.mktemp("cases"), []
+    for i, g in enumerate(TYPICAL):
+        for table_dtype, weight_dtype in ((torch.int8, torch.int8), (torch.float32, torch.float32),
+                                          (torch.bfloat16, torch.bfloat16)):  # fmt: skip
+            params = make_params(g, table_dtype, weight_dtype, i)
+            x = torch.randn(45, g.d_in, generator=torch.Generator().manual_seed(i))
+            expected, clear = reference(params, g, x)
+            tolerance = 1e-4 * expected.abs().max().item()
+            expected[clear <= 1e-5] = torch.nan
+            (weights, tables), numbers = kernels.prepare(params, g)
+            path = folder / f"{i}-{table_dtype}.case"
+            with path.open("wb") as file:
+                file.write(struct.pack(f"={len(numbers) + 1}qd", *numbers, len(x), tolerance))
+                for tensor in (weights, tables, x, expected.float()):
+                    file.write(tensor.numpy().tobytes())
+            paths.append(str(path))
+    return paths
+
+
+def build(compiler: str, target: Path, *flags: str) -> str:
+    done = subprocess.run([compiler, *flags, *BUILD, "-o", str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return str(target)
+
+
+@pytest.mark.slow
+def test_sanitisers_find_nothing(cases, tmp_path):
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc")
+    program = build("gcc", tmp_path / "forward", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    done = subprocess.run([program, *cases], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == LEVELS
+
+
+@pytest.mark.slow
+def test_arm64_code_runs_emulated(cases, tmp_path):
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+    if not compiler or not emulator:
+        pytest.skip("no cross-compiler for ARM64, or no emulator (Debian: gcc-aarch64-linux-gnu, qemu-user)")
+    program = build(compiler, tmp_path / "forward", "-static")
+    done = subprocess.run([emulator, program, *cases], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["neon", "scalar"]
