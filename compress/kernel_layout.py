@@ -58,7 +58,7 @@ def parameter_shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
 
 
 def matrices(g: Geometry) -> list[str]:
-    """Names of the weight matrices, which share a storage dtype; the diagonals of a structured hash are not among them."""
+    """Names of the weight matrices, which share a storage dtype; a structured hash's diagonals are not among them."""
     names = [name for name in parameter_shapes(g) if name.endswith(".weight")]
     return [name for name in names if name != "hash.projection.weight" or g.projection not in ("hadamard", "acdc")]
 

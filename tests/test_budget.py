@@ -15,7 +15,7 @@ from compress.lookup.budget import (
     stored_bytes,
 )
 
-CHOICES = {"table_dtype": "int8", "hash_dtype": "bfloat16", "projection": "hadamard", "block": 64, "read": "top1"}
+CHOICES = {"table_dtype": "int8", "hash_dtype": "int8", "projection": "hadamard", "block": 64, "read": "top1"}
 
 
 def test_cost_of_the_papers_example() -> None:

@@ -328,6 +328,19 @@ def test_the_recorded_source_and_data_are_used(
     assert report.quality["spearman"]["samples"] == 28
 
 
+def test_text_is_read_in_windows_of_the_recipe(
+    folders: dict[str, Path], data: dict[str, str], tmp_path: Path
+) -> None:  # so that the numbers are those that the conversion reported
+    recipe = "version: 1\ndata:\n  source: text\n  path: text.txt\n  sequence_length: 24\n"
+    out = converted.save(folders["gpt2"], tmp_path / "out", recipe=recipe)
+    report = compress.evaluate(out, folders["gpt2"], data["gpt2"], latency=False)
+    same = compress.evaluate(
+        out, folders["gpt2"],
+        load_examples(data["gpt2"], load_pretrained(str(folders["gpt2"])), sequence_length=24), latency=False,
+    )  # fmt: skip
+    assert report.quality == same.quality
+
+
 def test_what_cannot_be_evaluated(
     checkpoint: Path, folders: dict[str, Path], data: dict[str, str], tmp_path: Path
 ) -> None:

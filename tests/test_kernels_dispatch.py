@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from kernel_levels import LEVELS, LEVELS, using_level
+from kernel_levels import LEVELS, using_level
 
 from compress import kernels
 from compress.lookup.geometry import Geometry

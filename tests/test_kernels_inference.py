@@ -198,7 +198,9 @@ TYPICAL = [
 
 
 @pytest.mark.parametrize("g", TYPICAL, ids=lambda g: f"{g.projection}-{g.tables}-{g.read}")
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "weight_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["float32", "bfloat16", "int8"]
+)
 @pytest.mark.parametrize("level", LEVELS)
 def test_neither_batch_nor_threads_change_a_bit(g, weight_dtype, level):
     prepared, numbers = kernels.prepare(make_params(g, torch.int8, weight_dtype, 0), g)

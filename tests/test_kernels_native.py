@@ -1,4 +1,4 @@
-"""The kernel's C code without Python: under the address and undefined-behaviour sanitisers, and as ARM64 code, emulated."""
+"""The kernel's C code without Python: under the sanitisers of addresses and undefined behaviour, and as ARM64 code."""
 
 from __future__ import annotations
 

@@ -27,11 +27,12 @@ def test_packed_runs_as_its_dequantised_parameters(projection: str, table_dtype:
 
 def test_layout_names_every_tensor() -> None:
     packed = pack(student(read="top2"))
-    layout = packed_layout(packed.geometry, "int8", "bfloat16")
+    layout = packed_layout(packed.geometry, "int8", "int8")
     assert {name: (value.shape, value.dtype) for name, value in packed.state_dict().items()} == layout
     assert layout["tables"][1] == torch.int8
     assert layout["scales"] == (torch.Size([6, 16]), torch.float32)
-    assert layout["code.weight"][1] == torch.bfloat16
+    assert layout["code.weight"][1] == torch.int8
+    assert layout["code.weight_scale"] == (torch.Size([8]), torch.float32)
     assert layout["hash.projection.bias"][1] == torch.float32
 
 

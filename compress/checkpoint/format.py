@@ -33,7 +33,7 @@ class Placement:
     identities: tuple[str, ...]  # modules that hand the student's answer on
     geometry: Geometry
     table_dtype: TableDtype = "int8"
-    hash_dtype: HashDtype = "bfloat16"
+    hash_dtype: HashDtype = "int8"
 
     @classmethod
     def of(cls, model: nn.Module, site: Site, student: PackedLookupFFN) -> Placement:

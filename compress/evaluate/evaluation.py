@@ -16,7 +16,7 @@ from ..distill.job import Job
 from ..errors import CheckpointError, DataError, ModelError
 from ..hub import local_folder
 from ..models import Pretrained, load_pretrained
-from ..recipe import parse_recipe
+from ..recipe import Recipe, parse_recipe
 from ..recipe.settings import HUB
 from ..sites import Site, find_norms, find_sites
 from . import quality, sizes
@@ -45,17 +45,20 @@ def evaluate(
     """Compare a compressed model with its dense one on the same inputs.
 
     checkpoint: a compressed folder, or (dense, compressed) in memory.  against: the dense model, by default the source
-    that the checkpoint names.  data: a path, `hub:NAME` or loaded data; by default the recipe's `eval.data`.
+    that the checkpoint names.  data: a path, `hub:NAME` or loaded data; by default the recipe's `eval.data`. Text is
+    read in windows of the recipe's `data.sequence_length`, where the folder has a recipe.
     limit_tokens: evaluate on about so many tokens, evenly spread.  threads: of torch and the kernel; None: as they are.
     batches, seconds: sequences a timed pass, and how long each row of the latency is measured.
     Raises CheckpointError without a student, ModelError where the two are no pair or the dense one is not known,
     DataError where there is no data or it does not fit the model.
     """
     folder = None if isinstance(checkpoint, tuple) else _folder(str(checkpoint))
+    recipe = _recipe(folder)
     if data is None:
-        data = _recipe_data(folder)
+        data = _recipe_data(folder, recipe)
     dense, compressed = _pair(checkpoint, folder, against, trust_remote_code)
-    examples = data if isinstance(data, EvalData) else load_examples(str(data), dense)
+    length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
+    examples = data if isinstance(data, EvalData) else load_examples(str(data), dense, sequence_length=length)
     if limit_tokens is not None:
         examples = examples.limited(limit_tokens)
     sites = find_sites(dense.model)
@@ -141,12 +144,17 @@ def _journal(folder: Path) -> dict[str, Any]:
     return Job.open(folder).journal if (folder / JOB_FOLDER / "journal.json").exists() else {}
 
 
-def _recipe_data(folder: Path | None) -> str:
-    """Name the data that the checkpoint's recipe evaluates on, if it can still be named from here."""
-    recorded = None
+def _recipe(folder: Path | None) -> Recipe | None:
+    """Read the recipe that a checkpoint was made with, where it is there."""
     path = folder / "recipe.resolved.yaml" if folder is not None else None
-    if path is not None and path.is_file():
-        recorded = parse_recipe(path.read_text(encoding="utf-8"), str(path)).eval.data
+    if path is None or not path.is_file():
+        return None
+    return parse_recipe(path.read_text(encoding="utf-8"), str(path))
+
+
+def _recipe_data(folder: Path | None, recipe: Recipe | None) -> str:
+    """Name the data that the checkpoint's recipe evaluates on, if it can still be named from here."""
+    recorded = recipe.eval.data if recipe else None
     if recorded and folder is not None:  # the job, where it is still here, knows the whole path
         recorded = _journal(folder).get("recipe", {}).get("values", {}).get("eval", {}).get("data") or recorded
     if recorded and (recorded.startswith(HUB) or Path(recorded).exists()):

@@ -70,7 +70,7 @@ class PackedLookupFFN(nn.Module):
     dequantised parameters run in float32 PyTorch, which is also what the kernel is tested against.
     """
 
-    def __init__(self, geometry: Geometry, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "bfloat16"):
+    def __init__(self, geometry: Geometry, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8"):
         super().__init__()
         self.geometry, self.table_dtype, self.hash_dtype = geometry, table_dtype, hash_dtype
         for name, (shape, dtype) in packed_layout(geometry, table_dtype, hash_dtype).items():
@@ -143,7 +143,7 @@ class PackedLookupFFN(nn.Module):
 
 
 @torch.no_grad()
-def pack(ffn: LookupFFN, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "bfloat16") -> PackedLookupFFN:
+def pack(ffn: LookupFFN, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8") -> PackedLookupFFN:
     """Round a trained student to its storage dtypes.
 
     Tables in `table_dtype` (int8: one float32 scale a row), weight matrices in `hash_dtype` (int8: one an output), the

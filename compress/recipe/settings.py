@@ -80,7 +80,7 @@ class LookupSettings(Section):
     neurons: Count | Auto = "auto"
     block: Annotated[Positive, AfterValidator(_power_of_two)] = 64
     read: Literal["top1", "top2"] = "top1"
-    hash_dtype: Literal["int8", "bfloat16", "float32"] = "bfloat16"
+    hash_dtype: Literal["int8", "bfloat16", "float32"] = "int8"
 
 
 class Override(LookupSettings):

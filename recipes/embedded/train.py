@@ -49,7 +49,7 @@ def train_tokenizer(modules: list[Module], vocabulary: int) -> PreTrainedTokeniz
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         bos_token=END_OF_TEXT,
-        model_max_length=2 * SEQUENCE_LENGTH,
+        model_max_length=SEQUENCE_LENGTH,
         clean_up_tokenization_spaces=False,
     )
 
@@ -97,7 +97,7 @@ def new_model(vocabulary: int, end_of_text: int) -> LlamaForCausalLM:
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=2 * SEQUENCE_LENGTH,
+            max_position_embeddings=SEQUENCE_LENGTH,
             tie_word_embeddings=True,
             bos_token_id=end_of_text,
             eos_token_id=end_of_text,
