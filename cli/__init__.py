@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .bench import bench
 from .convert import convert
 from .eval import evaluate
 from .failures import Commands
@@ -46,7 +47,7 @@ def _options(
 
 for _name, _command in (
     ("convert", convert), ("resume", resume), ("status", status), ("inspect", inspect), ("eval", evaluate),
-    ("run", run), ("recipes", recipes), ("verify", verify),
+    ("bench", bench), ("run", run), ("recipes", recipes), ("verify", verify),
 ):  # fmt: skip
     app.command(_name)(_command)
 

@@ -67,7 +67,7 @@ def _checked(params: Mapping[str, Tensor], g: Geometry) -> tuple[torch.dtype, to
     """Dtypes of the weight matrices and of the tables; KernelError where tensors are missing, extra or do not fit."""
     shapes, weights = parameter_shapes(g), matrices(g)
     if "tables" in params and params["tables"].dtype == torch.int8:
-        shapes["scales"] = (g.tables, g.rows)
+        shapes["scales"] = (g.tables,)
     shapes |= {
         name + SCALE: shapes[name][:-1] for name in weights if name in params and params[name].dtype == torch.int8
     }
@@ -197,7 +197,7 @@ def _parts(params: Mapping[str, Tensor], g: Geometry, hadamard_from: int) -> dic
     return parts
 
 
-def _huge_buffer(extension: ModuleType, size: int) -> Tensor:
+def huge_buffer(extension: ModuleType, size: int) -> Tensor:
     """Bytes that start on a huge page, and lie in huge pages where the system grants them."""
     memory = torch.empty(size + HUGE_PAGE if size >= HUGE_PAGE else size, dtype=torch.uint8)
     start = -memory.data_ptr() % HUGE_PAGE if size >= HUGE_PAGE else 0
@@ -212,13 +212,13 @@ def prepare(extension: ModuleType, params: Mapping[str, Tensor], g: Geometry) ->
     weight_dtype, table_dtype = _checked(params, g)
     numbers = settings(g, weight_dtype, table_dtype)
     layout = extension.layout(numbers)
-    weights = _huge_buffer(extension, layout["weight_bytes"]).zero_()
+    weights = huge_buffer(extension, layout["weight_bytes"]).zero_()
     for name, tensor in _parts(params, g, layout["hadamard_from"]).items():
         offset, _ = layout["parts"][name]
         dtype = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
         part = weights[offset : offset + tensor.numel() * dtype.itemsize]
         part.view(dtype).copy_(tensor.reshape(-1))
-    tables = _huge_buffer(extension, layout["table_bytes"])
+    tables = huge_buffer(extension, layout["table_bytes"])
     if g.tables:
         rows = tables.view(table_dtype).view(g.tables, g.rows, -1)  # [H, R, d_out padded]
         rows[..., : g.d_out] = params["tables"]

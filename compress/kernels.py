@@ -163,6 +163,25 @@ def gather_backward(grad_y: Tensor, tables: Tensor, codes: Tensor, weights: Tens
     return grad_tables, grad_weights
 
 
+def huge_buffer(size: int) -> Tensor:
+    """So many uninitialised bytes, in huge pages where the system grants them."""
+    extension = _extension()
+    return torch.empty(size, dtype=torch.uint8) if extension is None else kernel_layout.huge_buffer(extension, size)
+
+
+def stream_read(block: Tensor) -> int:
+    """Read all of a contiguous int64 tensor on the CPU as fast as torch's threads can; the exclusive or of its numbers.
+
+    Raises KernelError on any other tensor.
+    """
+    _check("block", block, torch.int64, (-1,), torch.device("cpu"))
+    extension = _native(block)
+    if extension is None:
+        return int(block.sum())  # reads it too
+    found: int = extension.stream_read(block.data_ptr(), block.nbytes, torch.get_num_threads())
+    return found
+
+
 def _check_hash(z: Tensor) -> None:
     _check("z", z, torch.float32, (-1, -1, -1), z.device)
     if not 1 <= z.shape[2] <= MAX_BITS:

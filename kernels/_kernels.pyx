@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Native kernels on raw addresses; compress/kernels.py checks every tensor before it calls in here."""
 
-from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
 
 
 cdef extern from "level.h":
@@ -14,6 +14,7 @@ cdef extern from "level.h":
 
 cdef extern from "memory.h":
     void c_advise_huge "advise_huge"(void *address, size_t bytes) nogil
+    uint64_t c_stream_read "stream_read"(const void *address, size_t bytes, int threads) nogil
 
 cdef extern from "ffn.h":
     enum: SETTINGS
@@ -62,6 +63,14 @@ def select_level(int index):
 def advise_huge(uintptr_t address, size_t size):
     """Ask for huge pages in the memory at `address`."""
     c_advise_huge(<void *>address, size)
+
+
+def stream_read(uintptr_t address, size_t size, int threads):
+    """Read all of the memory at `address`; the exclusive or of its 64-bit words."""
+    cdef uint64_t found
+    with nogil:
+        found = c_stream_read(<const void *>address, size, threads)
+    return found
 
 
 def codes_valid(uintptr_t codes, int64_t count, int64_t rows):

@@ -38,7 +38,7 @@ enum part {
     DOWN,         /* panels over the neurons */
     DOWN_SCALE,
     OUTPUT_BIAS,  /* float32 [out_width] */
-    SCALES,       /* float32 [groups * PANEL, rows], int8 tables only */
+    SCALES,       /* float32 [groups * PANEL], int8 tables only */
     SHARPNESS,    /* float32: 2 / exp(log_temperature), two cells only */
     ROTATIONS,    /* float32 [2, width]: cosines and sines of the fast DCT, ACDC only */
     PARTS

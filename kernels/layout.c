@@ -90,7 +90,7 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
         f->bytes[HASH_BIAS] = (f->projection == HADAMARD ? f->groups * PANEL * f->bits : f->repeats * f->width) * 4;
         f->bytes[ROTATIONS] = f->projection == ACDC ? 2 * f->transform * 4 : 0;
     }
-    f->bytes[SCALES] = f->tables && f->table_dtype == INT8 ? f->groups * PANEL * f->rows * 4 : 0;
+    f->bytes[SCALES] = f->tables && f->table_dtype == INT8 ? f->groups * PANEL * 4 : 0;
     if (f->weight_dtype == INT8) {
         f->bytes[INPUT_SCALE] = f->input_width * 4;
         f->bytes[LINEAR_SCALE] = f->bytes[DOWN_SCALE] = f->out_width * 4;

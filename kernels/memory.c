@@ -17,6 +17,26 @@ void advise_huge(void *address, size_t bytes) {
 #endif
 }
 
+uint64_t stream_read(const void *address, size_t bytes, int threads) {
+    enum { WORDS = CACHE_LINE / sizeof(uint64_t), STREAMS = 8 }; /* several at once keep more lines under way */
+    const uint64_t *words = address;
+    const int64_t each = (int64_t)(bytes / CACHE_LINE) / (STREAMS * threads);
+    uint64_t all = 0;
+#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(^ : all)
+    for (int64_t part = 0; part < threads; part++) {
+        uint64_t found[WORDS] = {0};
+        for (int64_t line = 0; line < each; line++)
+            for (int64_t stream = 0; stream < STREAMS; stream++)
+                for (int i = 0; i < WORDS; i++)
+                    found[i] ^= words[((part * STREAMS + stream) * each + line) * WORDS + i];
+        for (int i = 0; i < WORDS; i++)
+            all ^= found[i];
+    }
+    for (size_t word = (size_t)(each * STREAMS * threads * WORDS); word < bytes / sizeof(uint64_t); word++)
+        all ^= words[word];
+    return all;
+}
+
 struct block {
     size_t bytes;
     void *start;

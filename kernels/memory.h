@@ -3,8 +3,12 @@
 #define COMPRESS_MEMORY_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 enum { CACHE_LINE = 64, HUGE_PAGE = 2 << 20 };
+
+/* Read all of a block of memory, as fast as so many threads can; the exclusive or of its 64-bit words. */
+uint64_t stream_read(const void *address, size_t bytes, int threads);
 
 /* Ask for huge pages in whatever of [address, address + bytes) they fit; never an error. */
 void advise_huge(void *address, size_t bytes);

@@ -6,7 +6,7 @@
 #include "tile.h"
 #include "vector.h"
 
-enum { READ_AHEAD = 8, READ_CACHE = 768 << 10, READ_TILE = 64 };
+enum { READ_AHEAD = 8, READ_CACHE = 768 << 10 };
 
 #if LANES == 16
 enum { READ_VECTORS = 24 }; /* sums held in registers: a block of columns */

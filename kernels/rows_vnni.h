@@ -10,6 +10,8 @@
 #include "tile.h"
 #include "vector.h"
 
+enum { SLICE_COLUMNS = 256 };
+
 /* What one group's weights become; in the place of 16 floats. */
 struct fractions {
     uint8_t high[PANEL], low[PANEL];
@@ -64,46 +66,71 @@ INLINE void add_columns(float *out, float unit, const __m512i *high, const __m51
         v_store(out + k * LANES, v_fma(v_set(unit), (vf)_mm512_cvtepi32_ps(s[k]), v_load(out + k * LANES)));
 }
 
-/* One group of tables over `units` times ROW_UNIT columns, for all tokens. */
-INLINE void read_group(const struct tile *t, int64_t column, int64_t group, const int units) {
+/* The rows of a group of tables that token n reads, `units` times ROW_UNIT columns of them. */
+INLINE void read_group(const struct tile *t, int64_t n, int64_t group, int64_t column, const int units) {
     const struct ffn *f = t->ffn;
-    const int64_t width = f->groups * PANEL, reads = f->cells * width, first = group * PANEL;
-    const char *table_rows = f->table_rows + column;
-    for (int64_t n = 0; n < t->tokens; n++) {
-        const int32_t *index = t->index + n * reads + first;
-        const float *weight = t->weight + n * reads + first;
-        __m512i high[8] = {0}, low[8] = {0};
-        for (int64_t c = 0; c < f->cells; c++) {
-            const struct fractions *fractions = (const struct fractions *)(weight + c * width);
-            if (n + 1 < t->tokens)
-                for (int i = 0; i < PANEL; i++)
-                    for (int u = 0; u < units; u++)
-                        prefetch(table_rows + index[reads + c * width + i] * f->row_bytes + u * ROW_UNIT);
-            for (int quad = 0; quad < PANEL; quad += 4) {
-                const char *rows[4];
-                for (int i = 0; i < 4; i++)
-                    rows[i] = table_rows + index[c * width + quad + i] * f->row_bytes;
-                int32_t four_high, four_low;
-                memcpy(&four_high, fractions->high + quad, 4);
-                memcpy(&four_low, fractions->low + quad, 4);
-                for (int u = 0; u < units; u++)
-                    four_rows(rows, u * ROW_UNIT, _mm512_set1_epi32(four_high), _mm512_set1_epi32(four_low),
-                              high + 4 * u, low + 4 * u);
-            }
+    const int64_t width = f->groups * PANEL, first = n * f->cells * width + group * PANEL;
+    const int32_t *index = t->index + first;
+    const float *weight = t->weight + first;
+    __m512i high[8] = {0}, low[8] = {0};
+    for (int64_t c = 0; c < f->cells; c++) {
+        const struct fractions *fractions = (const struct fractions *)(weight + c * width);
+        for (int quad = 0; quad < PANEL; quad += 4) {
+            const char *rows[4];
+            for (int i = 0; i < 4; i++)
+                rows[i] = f->table_rows + index[c * width + quad + i] * f->row_bytes + column;
+            int32_t four_high, four_low;
+            memcpy(&four_high, fractions->high + quad, 4);
+            memcpy(&four_low, fractions->low + quad, 4);
+            for (int u = 0; u < units; u++)
+                four_rows(rows, u * ROW_UNIT, _mm512_set1_epi32(four_high), _mm512_set1_epi32(four_low), high + 4 * u,
+                          low + 4 * u);
         }
-        float *out = t->out + n * f->out_width + column, unit = ((const struct fractions *)weight)->unit;
-        for (int u = 0; u < units; u++)
-            add_columns(out + u * ROW_UNIT, unit, high + 4 * u, low + 4 * u);
+    }
+    float *out = t->out + n * f->out_width + column, unit = ((const struct fractions *)weight)->unit;
+    for (int u = 0; u < units; u++)
+        add_columns(out + u * ROW_UNIT, unit, high + 4 * u, low + 4 * u);
+}
+
+/* Fetch the rows of a group that token n reads. */
+INLINE void prefetch_group(const struct tile *t, int64_t n, int64_t group, int64_t column, int64_t column_end) {
+    const struct ffn *f = t->ffn;
+    for (int64_t c = 0; c < f->cells; c++) {
+        const int32_t *index = t->index + (n * f->cells + c) * f->groups * PANEL + group * PANEL;
+        for (int i = 0; i < PANEL; i++)
+            for (int64_t line = column; line < column_end; line += 64)
+                prefetch(f->table_rows + index[i] * f->row_bytes + line);
     }
 }
 
+/* One group of one token, while those of the next read are on their way. */
+INLINE void read_columns_of_group(const struct tile *t, int64_t n, int64_t group, int64_t next, int64_t next_group,
+                                  int64_t column, int64_t column_end) {
+    if (next < t->tokens)
+        prefetch_group(t, next, next_group, column, column_end);
+    for (; column + 2 * ROW_UNIT <= column_end; column += 2 * ROW_UNIT)
+        read_group(t, n, group, column, 2);
+    if (column < column_end)
+        read_group(t, n, group, column, 1);
+}
+
+/* Few tokens take whole rows, which come from memory in long bursts. Many take a slice of the columns of one group at a
+ * time, which stays in the second-level cache while all of them stream past. */
 static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_end) {
-    for (; column < column_end; column += 2 * ROW_UNIT)
-        for (int64_t group = 0; group < t->ffn->groups; group++) {
-            if (column_end - column >= 2 * ROW_UNIT)
-                read_group(t, column, group, 2);
-            else
-                read_group(t, column, group, 1);
-        }
+    const int64_t groups = t->ffn->groups;
+    if (t->tokens < READ_TILE) {
+        for (int64_t n = 0; n < t->tokens; n++)
+            for (int64_t group = 0; group < groups; group++) {
+                const int last = group + 1 == groups;
+                read_columns_of_group(t, n, group, last ? n + 1 : n, last ? 0 : group + 1, column, column_end);
+            }
+        return;
+    }
+    for (int64_t end; column < column_end; column = end) {
+        end = lesser(column + SLICE_COLUMNS, column_end);
+        for (int64_t group = 0; group < groups; group++)
+            for (int64_t n = 0; n < t->tokens; n++)
+                read_columns_of_group(t, n, group, n + 1, group, column, end);
+    }
 }
 #endif

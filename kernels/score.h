@@ -4,17 +4,6 @@
 #include "rows_vnni.h"
 #include "tile.h"
 
-INLINE vf v_lookup(const float *base, vi index) {
-#if defined(LEVEL_AVX512)
-    return (vf)_mm512_i32gather_ps((__m512i)index, base, 4);
-#else
-    vf v;
-    for (int lane = 0; lane < LANES; lane++)
-        v[lane] = base[index[lane]];
-    return v;
-#endif
-}
-
 /* The least |z| of each lane, and its bit's place in the code; the first bit wins ties. */
 INLINE void nearest_plane(const vf *z, int64_t bits, vf *least, vi *place) {
     *least = v_abs(z[0]);
@@ -53,11 +42,11 @@ INLINE void score_lanes(const struct tile *t, int64_t token, int64_t table, cons
         vi neighbour = (row ^ place) & exists;
         weights[1] = score * other;
         if (scales)
-            weights[1] *= v_lookup(scales, neighbour);
+            weights[1] *= v_load(scales + table);
         v_store_int(index + width, neighbour);
         score *= 1.0f - other;
     }
-    weights[0] = scales ? score * v_lookup(scales, row) : score;
+    weights[0] = scales ? score * v_load(scales + table) : score;
     v_store_int(index, row);
 #ifdef LEVEL_VNNI
     if (scales) {

@@ -5,6 +5,7 @@
 #include "ffn.h"
 
 enum { TILE_TOKENS = 512 };
+enum { READ_TILE = 64 };        /* from so many tokens on tables are read in slices that stay cached */
 enum { QUANTISED_TOKENS = 96 }; /* at a time: they stay in the second-level cache while all weights stream past */
 enum { HASHED_TOKENS = 48 };    /* by matrices in panels, at a time */
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from compress import kernel_layout, kernels
 from compress.errors import KernelError
 from compress.lookup.geometry import Geometry
-from compress.lookup.packed import quantise_rows
+from compress.lookup.packed import quantise
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="the native extension is not installed")
 
@@ -89,7 +89,7 @@ def reference(params: dict[str, Tensor], g: Geometry, x: Tensor) -> tuple[Tensor
         y = y + hidden @ p["neurons.down.weight"].T
     if not g.tables:
         return y, clear
-    tables = p["tables"] * p["scales"][..., None] if "scales" in p else p["tables"]
+    tables = p["tables"] * p["scales"][:, None, None] if "scales" in p else p["tables"]
     z = project(p, g, x, h).view(-1, g.tables, g.bits)
     magnitude = z.abs()
     codes = ((z > 0) * 2 ** torch.arange(g.bits - 1, -1, -1)).sum(2)
@@ -126,13 +126,13 @@ def make_params(g: Geometry, table_dtype: torch.dtype, weight_dtype: torch.dtype
         elif name.endswith(".weight"):
             value /= math.sqrt(shape[-1])
         if weight_dtype == torch.int8 and name in kernel_layout.matrices(g):
-            params[name], params[name + "_scale"] = quantise_rows(value)
+            params[name], params[name + "_scale"] = quantise(value)
         else:
             narrow = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
             params[name] = value.to(narrow) if name.endswith(".weight") else value
     if "tables" in params and table_dtype == torch.int8:
         params["tables"] = torch.randint(-127, 128, params["tables"].shape, dtype=torch.int8, generator=generator)
-        params["scales"] = torch.rand(g.tables, g.rows, generator=generator) / 64
+        params["scales"] = torch.rand(g.tables, generator=generator) / 64
     elif "tables" in params:
         params["tables"] = params["tables"].to(table_dtype)
     return params

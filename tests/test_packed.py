@@ -6,7 +6,7 @@ import torch
 
 from compress.errors import CompressError
 from compress.lookup import LookupFFN, PackedLookupFFN, pack
-from compress.lookup.packed import packed_layout, quantise_rows
+from compress.lookup.packed import packed_layout, quantise
 
 
 def student(**settings: object) -> LookupFFN:
@@ -30,7 +30,7 @@ def test_layout_names_every_tensor() -> None:
     layout = packed_layout(packed.geometry, "int8", "int8")
     assert {name: (value.shape, value.dtype) for name, value in packed.state_dict().items()} == layout
     assert layout["tables"][1] == torch.int8
-    assert layout["scales"] == (torch.Size([6, 16]), torch.float32)
+    assert layout["scales"] == (torch.Size([6]), torch.float32)
     assert layout["code.weight"][1] == torch.int8
     assert layout["code.weight_scale"] == (torch.Size([8]), torch.float32)
     assert layout["hash.projection.bias"][1] == torch.float32
@@ -39,7 +39,7 @@ def test_layout_names_every_tensor() -> None:
 def test_rows_are_rounded_to_the_nearest() -> None:
     rows = torch.randn(3, 5, 16)
     rows[1, 2] = 0
-    quantised, scales = quantise_rows(rows)
+    quantised, scales = quantise(rows)
     error = (rows - quantised * scales[..., None]).abs()
     assert (error <= scales[..., None] / 2 + 1e-7).all()
     assert scales[1, 2] == 0

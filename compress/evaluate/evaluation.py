@@ -56,7 +56,11 @@ def evaluate(
     recipe = _recipe(folder)
     if data is None:
         data = _recipe_data(folder, recipe)
-    dense, compressed = _pair(checkpoint, folder, against, trust_remote_code)
+    dense, compressed = (
+        _checked(checkpoint)
+        if isinstance(checkpoint, tuple)
+        else load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
+    )
     length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
     examples = data if isinstance(data, EvalData) else load_examples(str(data), dense, sequence_length=length)
     if limit_tokens is not None:
@@ -98,17 +102,24 @@ def _folder(checkpoint: str) -> Path:
     return folder
 
 
-def _pair(
-    checkpoint: str | Path | tuple[Pretrained, Pretrained], folder: Path | None, against: str | Path | None,
-    trust_remote_code: bool,
-) -> tuple[Pretrained, Pretrained]:  # fmt: skip
-    if isinstance(checkpoint, tuple):
-        dense, compressed = checkpoint
-    else:
-        assert folder is not None
-        source = str(against) if against is not None else _source(folder)
-        dense = load_pretrained(source, trust_remote_code=trust_remote_code)
-        compressed = load_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+def load_pair(
+    checkpoint: str | Path, against: str | Path | None = None, *, trust_remote_code: bool = False
+) -> tuple[Pretrained, Pretrained]:
+    """Load a compressed model and its dense one: (dense, compressed).
+
+    Raises CheckpointError where the folder is no checkpoint, ModelError where the two are no pair or the dense one is
+    not known.
+    """
+    folder = _folder(str(checkpoint))
+    source = str(against) if against is not None else _source(folder)
+    dense = load_pretrained(source, trust_remote_code=trust_remote_code)
+    compressed = load_pretrained(str(checkpoint), trust_remote_code=trust_remote_code)
+    return _checked((dense, compressed))
+
+
+def _checked(pair: tuple[Pretrained, Pretrained]) -> tuple[Pretrained, Pretrained]:
+    """Give the pair back; ModelError where it is none."""
+    dense, compressed = pair
     if any(isinstance(module, Student) for module in dense.model.modules()):
         raise ModelError(
             "the model to compare with is compressed itself", where=public_name(dense.source),

@@ -24,10 +24,14 @@ class DenseFFN(nn.Module):
         self.down = _linear(weights.down, weights.down_bias)
         self.activation = activation
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """[N, d_in] -> [N, d_hidden], what the last matrix is applied to."""
+        hidden = ACTIVATIONS[self.activation](self.gate(x))
+        return hidden if self.up is None else hidden * self.up(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, d_in] -> [N, d_out]."""
-        hidden = ACTIVATIONS[self.activation](self.gate(x))
-        return self.down(hidden if self.up is None else hidden * self.up(x))
+        return self.down(self.hidden(x))
 
 
 def bfloat16(model: nn.Module) -> nn.Module:

@@ -89,7 +89,7 @@ def bytes_per_token(g: Geometry, table_dtype: TableDtype = "int8", hash_dtype: H
     total = 0
     for name, (shape, dtype) in layout.items():
         count = shape.numel()
-        if name in ("tables", "scales"):  # only the rows that are read
+        if name == "tables":  # only the rows that are read
             count = count // g.rows * g.cells
         total += count * dtype.itemsize
     return total

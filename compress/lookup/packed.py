@@ -25,7 +25,7 @@ def packed_layout(
 ) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Names, shapes and dtypes of the tensors that a packed student stores.
 
-    Tables are in `table_dtype` (int8 with a float32 scale a row), every weight matrix in `hash_dtype` (int8 with a
+    Tables are in `table_dtype` (int8 with a float32 scale a table), every weight matrix in `hash_dtype` (int8 with a
     float32 scale an output), vectors in float32. The diagonals of a structured hash, which int8 would serve badly and
     which are small, are never narrower than bfloat16. Raises CompressError for an unknown dtype.
     """
@@ -48,7 +48,7 @@ def packed_layout(
             dtype = torch.float32 if hash_dtype == "float32" else torch.bfloat16
         layout[name] = tensor.shape, dtype
         if dtype == torch.int8:
-            layout[_scale_name(name)] = tensor.shape[:-1], torch.float32
+            layout[_scale_name(name)] = tensor.shape[:1] if name == "tables" else tensor.shape[:-1], torch.float32
     return layout
 
 
@@ -56,11 +56,16 @@ def _scale_name(name: str) -> str:
     return "scales" if name == "tables" else name + SCALE
 
 
-def quantise_rows(tables: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 with one scale a row: float [..., d] -> int8 [..., d], float32 [...], row = scale * int8."""
-    scales = tables.abs().amax(dim=-1).float() / _INT8_MAX
-    rounded = torch.round(tables / torch.where(scales > 0, scales, 1.0)[..., None])
-    return rounded.clamp(-_INT8_MAX, _INT8_MAX).to(torch.int8), scales
+def quantise(values: Tensor, axes: int = 1) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 with one scale for all of the last `axes` axes, values = scale * int8.
+
+    float [..., *axes] -> int8 of the same shape, float32 [...].
+    """
+    dims = tuple(range(-axes, 0))
+    largest = values.abs().amax(dim=dims, keepdim=True).float()
+    unit = torch.where(largest > 0, largest / _INT8_MAX, 1.0)
+    rounded = torch.round(values / unit).clamp(-_INT8_MAX, _INT8_MAX).to(torch.int8)
+    return rounded, (largest / _INT8_MAX).flatten(-axes).squeeze(-1)
 
 
 class PackedLookupFFN(nn.Module):
@@ -94,7 +99,7 @@ class PackedLookupFFN(nn.Module):
         state = {name: value.detach().float() for name, value in self.state_dict().items()}
         for name in list(state):
             if (scale := state.pop(_scale_name(name), None)) is not None:
-                state[name] = state[name] * scale[..., None]
+                state[name] = state[name] * scale.reshape(*scale.shape, *(1,) * (state[name].dim() - scale.dim()))
         device = self.get_parameter("bias").device
         with torch.device("meta"):
             student = LookupFFN.from_geometry(self.geometry)
@@ -146,13 +151,13 @@ class PackedLookupFFN(nn.Module):
 def pack(ffn: LookupFFN, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8") -> PackedLookupFFN:
     """Round a trained student to its storage dtypes.
 
-    Tables in `table_dtype` (int8: one float32 scale a row), weight matrices in `hash_dtype` (int8: one an output), the
-    rest in float32.
+    Tables in `table_dtype` (int8: one float32 scale a table), weight matrices in `hash_dtype` (int8: one an output),
+    the rest in float32.
     """
     packed = PackedLookupFFN(ffn.geometry, table_dtype, hash_dtype).to(ffn.bias.device)
     state = {name: value.detach().clone() for name, value in ffn.state_dict().items()}
     for name, parameter in packed.named_parameters():
         if parameter.dtype == torch.int8:
-            state[name], state[_scale_name(name)] = quantise_rows(state[name])
+            state[name], state[_scale_name(name)] = quantise(state[name], 2 if name == "tables" else 1)
     packed.load_state_dict(state)
     return packed

@@ -1,0 +1,120 @@
+"""`compress bench`: one FFN in every way that runs it on this machine, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress.errors import CompressError
+
+from .options import Threads, TrustRemoteCode
+from .show import console
+
+
+def bench(
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="Folder or hub id of a compressed model; without one, layers are random.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The dense model; by default the one it was converted from.")
+    ] = None,
+    hidden: Annotated[int, typer.Option(min=1, metavar="D", help="Width of the block.")] = 768,
+    intermediate: Annotated[int | None, typer.Option(min=1, metavar="F", help="By default four times as wide.")] = None,
+    gated: Annotated[bool, typer.Option("--gated", help="Two input matrices, as in SwiGLU.")] = False,
+    activation: Annotated[str, typer.Option(help="Of the dense FFN.")] = "gelu",
+    budget: Annotated[float, typer.Option(metavar="C", help="Cost of the student that conversions ship.")] = 0.25,
+    tables: Annotated[
+        int | None, typer.Option(min=1, metavar="H", help="A student of so many tables instead, sized below.")
+    ] = None,
+    bits: Annotated[int, typer.Option(min=1, max=16)] = 8,
+    projection: Annotated[str, typer.Option(help="bh4, dense, acdc; hadamard and lowrank need a rank.")] = "bh4",
+    block: Annotated[int, typer.Option(min=1, help="Of BH4.")] = 64,
+    rank: Annotated[int, typer.Option(min=0)] = 0,
+    neurons: Annotated[int, typer.Option(min=0)] = 0,
+    read: Annotated[str, typer.Option(help="top1 or top2.")] = "top1",
+    table_dtype: Annotated[
+        str | None, typer.Option(help="int8, bfloat16, float32; by default every width, matrices alike.")
+    ] = None,
+    hash_dtype: Annotated[str | None, typer.Option(help="Of the student's matrices; by default as its tables.")] = None,
+    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens of a pass.")] = "1,16,512",
+    layers: Annotated[int, typer.Option(min=1, help="Different layers in a pass.")] = 4,
+    only: Annotated[str | None, typer.Option(metavar="NAME,...", help="Dense variants to measure.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Of measuring a batch size, at least three rounds.")] = 6.0,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON; - for standard output.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw a bar chart and a roofline; needs matplotlib.")
+    ] = None,
+    threads: Threads = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Time an FFN, dense in every engine that is installed and as look-ups, interleaved on the same inputs.
+
+    Weights and rows come from memory: caches are swept before every pass. ONNX Runtime, OpenVINO and torchao take part
+    where they are installed.
+    """
+    from compress.bench.contestants import DENSE
+    from compress.bench.report import can_draw, draw
+    from compress.bench.stacks import of_checkpoint, of_sizes
+    from compress.evaluate.latency import threads_set
+
+    batches = _batches(batch)
+    wanted = DENSE if only is None else tuple(only.split(","))
+    if unknown := [name for name in wanted if name not in DENSE]:
+        raise CompressError(f"unknown variant {unknown[0]}", where="--only", remedy=f"choose of {', '.join(DENSE)}")
+    if json_file not in (None, "-") and not Path(json_file).absolute().parent.is_dir():
+        raise CompressError("the numbers cannot be written: no such folder", where=json_file, remedy="make it first")
+    if report is not None:
+        can_draw()
+    with threads_set(threads) as count:
+        if checkpoint is not None:
+            stacks = of_checkpoint(checkpoint, against, count, wanted, trust_remote_code=trust_remote_code)
+        else:
+            dense = {"hidden": hidden, "intermediate": intermediate or 4 * hidden, "gated": gated}
+            sizes = {
+                "tables": tables, "bits": bits, "projection": projection, "block": block, "rank": rank,
+                "neurons": neurons, "read": read,
+            }  # fmt: skip
+            student = budget if tables is None else sizes
+            dtypes = table_dtype, hash_dtype
+            stacks = of_sizes({**dense, "activation": activation}, student, layers, count, wanted, *dtypes)
+        result = stacks.measure(batches, seconds)
+    if json_file == "-":
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _show(result)
+        if json_file is not None:
+            Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if report is not None:
+        for path in draw(result, report):
+            typer.echo(f"written to {path}", err=True)
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if any(number < 1 for number in numbers):
+        raise CompressError(f"{text} is no list of batch sizes", where="--batch", remedy="write 1,16,512, say")
+    return numbers
+
+
+def _show(result: dict[str, Any]) -> None:
+    from compress.bench.report import label, tables
+    from compress.evaluate.wording import bytes_text
+
+    out, machine = console(), result["machine"]
+    out.print(
+        f"{machine['processor']}, {machine['isa']}, threads: {machine['threads']}; last-level cache "
+        f"{bytes_text(machine['last_level_cache'])}, streaming reads {machine['streaming_rate'] / 1e9:.1f} GB/s"
+    )
+    out.print(result["layer"])
+    for made in tables(result):
+        out.print(made)
+    for name, reason in result["left_out"].items():
+        out.print(f"left out: {label(name)}: {reason}")

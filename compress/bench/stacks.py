@@ -1,0 +1,133 @@
+"""What is measured together: the dense FFNs and the students of one shape, random or from a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
+
+from ..dense import ACTIVATIONS
+from ..errors import CompressError
+from ..evaluate.evaluation import load_pair
+from ..evaluate.students import students
+from ..evaluate.variants import DenseFFN
+from ..lookup import Geometry, PackedLookupFFN
+from ..lookup.budget import DenseGeometry, Sizes, cost, fill, stored_bytes
+from ..lookup.packed import HashDtype, TableDtype
+from ..recipe.settings import LookupSettings
+from ..sites import find_sites, site_weights
+from .contestants import dense_variants, student_variants
+from .layers import dense_layers, random_students
+from .run import bench
+
+_MANY_TOKENS = 10_000_000  # of training: what conversions give a student that has seen enough data
+
+
+@dataclass
+class Stacks:
+    """Dense layers and students; the last of each only warms up."""
+
+    layer: str  # what they are, for people
+    dense: Sequence[DenseFFN]
+    students: Mapping[str, Callable[[], Sequence[PackedLookupFFN]]]
+    stored: Mapping[str, float]  # bytes of all of a student's layers
+    threads: int
+    wanted: Sequence[str]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def measure(self, batches: Sequence[int], seconds: float) -> dict[str, Any]:
+        """Measure all that fits the machine: what `bench` returns, `layer`, and `left_out` with reasons by name."""
+        made = [
+            *dense_variants(self.dense, self.threads, self.wanted, self.left_out),
+            *student_variants(self.students, self.stored, self.left_out),
+        ]
+        result = bench(made, self.dense[0].gate.in_features, batches=batches, seconds=seconds)
+        return {**result, "layer": self.layer, "left_out": self.left_out}
+
+
+def of_sizes(
+    sizes: Mapping[str, Any], student: float | Mapping[str, Any], layers: int, threads: int, wanted: Sequence[str],
+    table_dtype: str | None, hash_dtype: str | None,
+) -> Stacks:  # fmt: skip
+    """Random layers: `sizes` has hidden, intermediate, gated and activation of the dense FFN.
+
+    student: the cost of one that conversions ship, or a geometry's own sizes. Without a `table_dtype` students of every
+    width take part. Raises CompressError for sizes or dtypes that do not fit.
+    """
+    if sizes["activation"] not in ACTIVATIONS:
+        raise CompressError(
+            f"unknown activation {sizes['activation']!r}", where="--activation",
+            remedy=f"choose one of {', '.join(ACTIVATIONS)}",
+        )  # fmt: skip
+    width = sizes["hidden"]
+    dense = DenseGeometry(width, sizes["intermediate"], width, sizes["gated"], sizes["activation"])
+    if isinstance(student, Mapping):
+        geometry = Geometry(width, width, gated=dense.gated, activation=dense.activation, **student)
+    else:
+        geometry = fill(
+            dense, Sizes(student, memory=LookupSettings().memory), _MANY_TOKENS, _MANY_TOKENS * 100, table_dtype="int8",
+            hash_dtype="int8", projection="hadamard", block=64, read="top1",
+        )  # fmt: skip
+    kinds = dict(_kinds(table_dtype, hash_dtype))
+
+    def maker(kind: tuple[TableDtype, HashDtype]) -> Callable[[], Sequence[PackedLookupFFN]]:
+        return lambda: random_students(geometry, layers + 1, *kind)
+
+    return Stacks(
+        _described(dense, geometry),
+        dense_layers(dense, layers + 1),
+        {name: maker(kind) for name, kind in kinds.items()},
+        {name: (layers + 1) * stored_bytes(geometry, *kind) for name, kind in kinds.items()},
+        threads,
+        wanted,
+    )
+
+
+def _kinds(table_dtype: str | None, hash_dtype: str | None) -> Iterator[tuple[str, tuple[TableDtype, HashDtype]]]:
+    """Names and storage dtypes of the students to measure."""
+    known = get_args(TableDtype)
+    for value, key in ((table_dtype, "--table-dtype"), (hash_dtype, "--hash-dtype")):
+        if value is not None and value not in known:
+            raise CompressError(f"unknown dtype {value!r}", where=key, remedy=f"choose one of {', '.join(known)}")
+    for tables in known[::-1] if table_dtype is None else (table_dtype,):
+        matrices = hash_dtype or tables
+        name = f"lookup_{tables}" if matrices == tables else f"lookup_{tables}_matrices_{matrices}"
+        yield name, (cast(TableDtype, tables), cast(HashDtype, matrices))
+
+
+def of_checkpoint(
+    checkpoint: str, against: str | None, threads: int, wanted: Sequence[str], *, trust_remote_code: bool = False
+) -> Stacks:
+    """The students of a compressed model and the dense FFNs that they replaced, with their own weights.
+
+    Raises as `evaluate` does where the two models cannot be had or are no pair.
+    """
+    dense, compressed = load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
+    sites = [site for site in find_sites(dense.model) if site.activation in ACTIVATIONS]
+    found = students(compressed.model, sites)
+    chosen = [(site, found[site.name]) for site in sites if isinstance(found.get(site.name), PackedLookupFFN)]
+    widths = {site.d_in for site, _ in chosen}
+    if len(widths) != 1:
+        raise CompressError(
+            f"students of {len(widths)} different widths cannot share a pass", where=checkpoint,
+            remedy="time them in their model: compress eval",
+        )  # fmt: skip
+    plain = [DenseFFN(site_weights(dense.model, site), site.activation).float().eval() for site, _ in chosen]
+    packed = [student for _, student in chosen if isinstance(student, PackedLookupFFN)]
+    layers = [*packed, copy.deepcopy(packed[0])]
+    first = chosen[0][0]
+    described = _described(
+        DenseGeometry(first.d_in, first.d_hidden, first.d_out, first.gated, str(first.activation)), packed[0].geometry
+    )
+    stored = sum(stored_bytes(each.geometry, each.table_dtype, each.hash_dtype) for each in packed)
+    return Stacks(
+        f"{len(packed)} layers; the first: {described}", [*plain, copy.deepcopy(plain[0])], {"lookup": lambda: layers},
+        {"lookup": stored}, threads, wanted,
+    )  # fmt: skip
+
+
+def _described(dense: DenseGeometry, g: Geometry) -> str:
+    kind = f"{dense.d_in}-{dense.d_hidden}-{dense.d_out} {dense.activation}{' gated' if dense.gated else ''}"
+    beside = f"code {g.rank}, {g.neurons} neurons, " if g.rank or g.neurons else ""
+    return f"{kind} against {g.tables} tables x {g.bits} bits ({g.projection}), {beside}cost {cost(g) / dense.cost:.3f}"
