@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint install reinstall clean
+.PHONY: demo test lint bench install reinstall clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,11 @@ demo: install
 
 test: install
 	COMPRESS_REQUIRE_KERNEL=1 $(BIN)/python -m pytest
+
+# Other engines take part where they are installed: $(BIN)/pip install ".[bench]"
+bench: install
+	$(BIN)/python -m compress bench
+	$(BIN)/python -m compress bench --tables 128 --bits 8 --projection bh4
 
 lint: install
 	$(BIN)/ruff check compress cli recipes tests setup.py

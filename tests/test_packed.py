@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 
+from compress import kernels
 from compress.errors import CompressError
 from compress.lookup import LookupFFN, PackedLookupFFN, pack
 from compress.lookup.packed import packed_layout, quantise
@@ -50,6 +51,20 @@ def test_packing_again_changes_nothing() -> None:
     twice = pack(once.dequantised())
     for name, value in once.state_dict().items():
         assert torch.equal(value, twice.state_dict()[name]), name
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the native extension is not installed")
+@pytest.mark.parametrize("table_dtype", ["int8", "bfloat16", "float32"])
+def test_tables_are_held_once(table_dtype: str) -> None:
+    torch.manual_seed(0)
+    packed = pack(LookupFFN(24, 64, tables=6, bits=4, projection="dense"), table_dtype)
+    stored, x = copy.deepcopy(packed.state_dict()), torch.randn(3, 24)
+    first = packed(x)
+    assert packed.tables.data_ptr() == packed._prepared[0][1].data_ptr()
+    assert all(torch.equal(value, stored[name]) for name, value in packed.state_dict().items())
+    assert torch.equal(copy.deepcopy(packed)(x), first)
+    packed.load_state_dict({**stored, "tables": torch.zeros_like(stored["tables"])})
+    assert torch.equal(packed(x), packed.bias.expand(3, -1))
 
 
 def test_opened_for_training_it_trains() -> None:

@@ -110,13 +110,20 @@ class PackedLookupFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out], in the dtype of x; arithmetic is float32."""
         if x.device.type == "cpu" and kernels.available() and not (x.requires_grad and torch.is_grad_enabled()):
-            if self._prepared is None:
-                self._prepared = kernels.prepare(self.state_dict(), self.geometry)
-            weights, geometry = self._prepared
+            prepared, geometry = self._prepared or self._prepare()
             rows = x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()  # [N, d_in]
-            y = torch.ops.compress.lookup_ffn(rows, weights, geometry)  # [N, d_out]
+            y = torch.ops.compress.lookup_ffn(rows, prepared, geometry)  # [N, d_out]
             return y.view(*x.shape[:-1], -1).to(x.dtype)
         return self._float32()(x)
+
+    def _prepare(self) -> tuple[list[Tensor], list[int]]:
+        """Lay out for the kernel; where its rows need no padding the tables then live there alone, not twice."""
+        self._prepared = prepared, _ = kernels.prepare(self.state_dict(), self.geometry)
+        if self.geometry.tables:
+            tables = self.get_parameter("tables")
+            if prepared[1].nbytes == tables.nbytes:
+                tables.data = prepared[1].view(tables.dtype).view(tables.shape)
+        return self._prepared
 
     def _float32(self) -> LookupFFN:
         reference: LookupFFN | None = self.__dict__["_reference"]
