@@ -250,21 +250,21 @@ def prepare(params: Mapping[str, Tensor] | nn.Module, geometry: Geometry) -> tup
 
 
 def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
-    if x.dtype != torch.float32 or x.dim() != 2:
-        raise _refuse("x", f"is {x.dtype} with {x.dim()} axes", "pass float32 [N, d_in]")
+    if x.dtype != torch.float32 or not x.dim():
+        raise _refuse("x", f"is {x.dtype} with {x.dim()} axes", "pass float32 [..., d_in]")
     if len(prepared) != 2 or len(geometry) != kernel_layout.SETTINGS or not 1 <= geometry[1] <= MAX_WIDTH:
         raise _refuse("prepared", "is not what `prepare` returned", "pass both its results unchanged")
     x = x.contiguous()
     weights, tables = prepared
-    tokens, width = x.shape
-    y = torch.empty(tokens, geometry[1])
+    *leading, width = x.shape
+    y = torch.empty(*leading, geometry[1])
     try:
         _required().forward(
             geometry, weights.data_ptr(), weights.nbytes, tables.data_ptr(), tables.nbytes, x.data_ptr(), width,
-            y.data_ptr(), tokens, torch.get_num_threads(),
+            y.data_ptr(), y.numel() // geometry[1], torch.get_num_threads(),
         )  # fmt: skip
     except ValueError as error:
-        raise _refuse("lookup_ffn", f"was given {error}", "pass both results of `prepare`, and x [N, d_in]") from None
+        raise _refuse("lookup_ffn", f"was given {error}", "pass both results of `prepare`, and x [..., d_in]") from None
     return y
 
 
@@ -275,11 +275,11 @@ _LIBRARY.impl("lookup_ffn", _lookup_ffn, "CPU")
 
 @torch.library.register_fake("compress::lookup_ffn")
 def _lookup_ffn_fake(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
-    return x.new_empty(x.shape[0], geometry[1])
+    return x.new_empty(*x.shape[:-1], geometry[1])
 
 
 def lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
-    """Run a packed LookupFFN on the CPU: x [N, d_in] float32 -> y [N, d_out] float32, the op `compress::lookup_ffn`.
+    """Run a packed LookupFFN on the CPU: x [..., d_in] float32 -> y [..., d_out] float32, the op `compress::lookup_ffn`.
 
     `prepared` and `geometry` are what `prepare` returned. Arithmetic is float32, but beside int8 matrices activations
     become 16-bit integers with a scale a token, and where the processor has AVX-512 VNNI int8 rows are summed in

@@ -328,7 +328,7 @@ def test_what_does_not_fit_is_refused():
     x = torch.randn(3, g.d_in)
     calls = {
         "float64": lambda: kernels.lookup_ffn(x.double(), prepared, numbers),
-        "1 axes": lambda: kernels.lookup_ffn(x[0], prepared, numbers),
+        "0 axes": lambda: kernels.lookup_ffn(x[0, 0], prepared, numbers),
         "95 wide": lambda: kernels.lookup_ffn(x[:, :95], prepared, numbers),
         "prepare": lambda: kernels.lookup_ffn(x, prepared[:1], numbers),
         "another geometry": lambda: kernels.lookup_ffn(x, [prepared[0], prepared[1][:-1]], numbers),
@@ -357,6 +357,11 @@ def test_strided_input_and_no_tokens():
         kernels.lookup_ffn(x.T, prepared, numbers), kernels.lookup_ffn(x.T.contiguous(), prepared, numbers)
     )
     assert kernels.lookup_ffn(torch.empty(0, g.d_in), prepared, numbers).shape == (0, g.d_out)
+    cube = x.T.contiguous().view(2, 3, g.d_in)
+    assert torch.equal(
+        kernels.lookup_ffn(cube, prepared, numbers).flatten(0, 1), kernels.lookup_ffn(x.T, prepared, numbers)
+    )
+    assert torch.equal(kernels.lookup_ffn(x.T[0], prepared, numbers), kernels.lookup_ffn(x.T, prepared, numbers)[0])
 
 
 class Packed(torch.nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import tempfile
 import warnings
@@ -43,7 +44,8 @@ def onnxruntime_layers(layers: Sequence[DenseFFN], int8: bool, threads: int) -> 
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    _share_threads(threads)
+    options.use_per_session_threads = False  # pools of their own would spin against each other
     options.log_severity_level = 3
     made: list[Layer] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -55,6 +57,14 @@ def onnxruntime_layers(layers: Sequence[DenseFFN], int8: bool, threads: int) -> 
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             made.append(_onnxruntime_layer(session))
     return made
+
+
+@functools.cache
+def _share_threads(threads: int) -> None:
+    """Give all sessions of this process one pool, which is made once and cannot be changed."""
+    import onnxruntime
+
+    onnxruntime.set_global_thread_pool_sizes(threads, 1)
 
 
 def _onnxruntime_layer(session: Any) -> Layer:

@@ -111,9 +111,9 @@ class PackedLookupFFN(nn.Module):
         """[..., d_in] -> [..., d_out], in the dtype of x; arithmetic is float32."""
         if x.device.type == "cpu" and kernels.available() and not (x.requires_grad and torch.is_grad_enabled()):
             prepared, geometry = self._prepared or self._prepare()
-            rows = x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()  # [N, d_in]
-            y = torch.ops.compress.lookup_ffn(rows, prepared, geometry)  # [N, d_out]
-            return y.view(*x.shape[:-1], -1).to(x.dtype)
+            if x.dtype == torch.float32:
+                return torch.ops.compress.lookup_ffn(x, prepared, geometry)
+            return torch.ops.compress.lookup_ffn(x.float(), prepared, geometry).to(x.dtype)
         return self._float32()(x)
 
     def _prepare(self) -> tuple[list[Tensor], list[int]]:

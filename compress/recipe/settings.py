@@ -72,7 +72,7 @@ class LookupSettings(Section):
     """Sizes and choices of the students; `auto` fills what is left of `budget` and `memory`."""
 
     budget: PositiveNumber = 0.25  # multiply-adds over the dense FFN's
-    memory: PositiveNumber = 12.0  # stored bytes over the dense FFN's in int8
+    memory: PositiveNumber = 4.0  # stored bytes over the dense FFN's in int8
     tables: Count | Auto = "auto"
     bits: Annotated[Whole, Ge(1), Le(16)] | Auto = "auto"
     projection: Literal["hadamard", "lowrank", "bh4", "dense", "acdc"] = "hadamard"
