@@ -279,7 +279,7 @@ def _lookup_ffn_fake(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[i
 
 
 def lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
-    """Run a packed LookupFFN on the CPU: x [..., d_in] float32 -> y [..., d_out] float32, the op `compress::lookup_ffn`.
+    """Run a packed LookupFFN on the CPU, x [..., d_in] -> y [..., d_out], float32: the op `compress::lookup_ffn`.
 
     `prepared` and `geometry` are what `prepare` returned. Arithmetic is float32, but beside int8 matrices activations
     become 16-bit integers with a scale a token, and where the processor has AVX-512 VNNI int8 rows are summed in

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compress.errors import RecipeError
@@ -82,6 +82,7 @@ def test_scalars_are_those_of_yaml_1_2(written: str, read: object) -> None:
         | st.sampled_from(["1e-3", "on", "010", "0o7", "~", "2001-01-01", "1:30", "=", "<<", "1_0", ".5"]),
     )
 )  # fmt: skip
+@example({"0": "\x85"})
 def test_what_is_written_reads_back_the_same(values: dict[str, object]) -> None:
     keys = {f"k {key}": value for key, value in values.items()}
     read = read_document(dump_document(keys), "r.yaml").values if keys else {}

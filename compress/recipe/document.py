@@ -18,6 +18,7 @@ from ..errors import RecipeError
 KeyPath = tuple[str | int, ...]
 
 _TAG = "tag:yaml.org,2002:"
+_BREAKS = re.compile("[\x85\u2028\u2029]")
 _SCALARS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -41,6 +42,12 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        """Escape what other styles would write as a line break, to be read back as a blank."""
+        return self.represent_scalar(f"{_TAG}str", data, style='"' if _BREAKS.search(data) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 for _name, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
