@@ -44,6 +44,9 @@ def test_rows_are_rounded_to_the_nearest() -> None:
     error = (rows - quantised * scales[..., None]).abs()
     assert (error <= scales[..., None] / 2 + 1e-7).all()
     assert scales[1, 2] == 0
+    quantised, scales = quantise(rows, axes=2)
+    assert scales.shape == (3,)
+    assert ((rows - quantised * scales[:, None, None]).abs() <= scales[:, None, None] / 2 + 1e-7).all()
 
 
 def test_packing_again_changes_nothing() -> None:
