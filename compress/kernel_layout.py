@@ -188,8 +188,10 @@ def _parts(params: Mapping[str, Tensor], g: Geometry, hadamard_from: int) -> dic
         parts["hash"], parts["hash_bias"] = weight.float(), bias
         parts["rotations"] = _rotations(g.padded)
     if (scale := params.get("hash.projection.weight" + SCALE)) is not None:
-        padded = functional.pad(scale.flatten(-2), (0, -g.padded % PANEL)) if g.projection == "bh4" else scale
-        parts["hash_scale"] = padded if g.projection == "bh4" else _by_table(scale, g)
+        by_block = g.projection == "bh4"
+        parts["hash_scale"] = (
+            functional.pad(scale.flatten(-2), (0, -g.padded % PANEL)) if by_block else _by_table(scale, g)
+        )
     if "scales" in params:
         parts["scales"] = params["scales"]
     if "log_temperature" in params:

@@ -26,8 +26,8 @@ def packed_layout(
     """Names, shapes and dtypes of the tensors that a packed student stores.
 
     Tables are in `table_dtype` (int8 with a float32 scale a table), every weight matrix in `hash_dtype` (int8 with a
-    float32 scale an output), vectors in float32. The diagonals of a structured hash, which int8 would serve badly and
-    which are small, are never narrower than bfloat16. Raises CompressError for an unknown dtype.
+    float32 scale an output), vectors in float32. The diagonals of a structured hash, which
+    are small, are never narrower than bfloat16. Raises CompressError for an unknown dtype.
     """
     for key, value, allowed in (
         ("table_dtype", table_dtype, ("int8", "bfloat16", "float32")),
