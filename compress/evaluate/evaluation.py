@@ -53,16 +53,14 @@ def evaluate(
     DataError where there is no data or it does not fit the model.
     """
     folder = None if isinstance(checkpoint, tuple) else _folder(str(checkpoint))
-    recipe = _recipe(folder)
     if data is None:
-        data = _recipe_data(folder, recipe)
+        data = _recipe_data(folder, _recipe(folder))
     dense, compressed = (
         _checked(checkpoint)
         if isinstance(checkpoint, tuple)
         else load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
     )
-    length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
-    examples = data if isinstance(data, EvalData) else load_examples(str(data), dense, sequence_length=length)
+    examples = data if isinstance(data, EvalData) else checkpoint_data(folder, str(data), dense)
     if limit_tokens is not None:
         examples = examples.limited(limit_tokens)
     sites = find_sites(dense.model)
@@ -87,6 +85,16 @@ def evaluate(
             cost=ffn_cost(sites, found),
             setting=setting(dense, compressed, examples, count),
         )
+
+
+def checkpoint_data(folder: Path | None, data: str | None, pretrained: Pretrained) -> EvalData:
+    """Load data as a checkpoint's recipe reads it; by default (None) what the recipe evaluates on.
+
+    Raises DataError where there is none or it does not fit the model.
+    """
+    recipe = _recipe(folder)
+    length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
+    return load_examples(data or _recipe_data(folder, recipe), pretrained, sequence_length=length)
 
 
 def _folder(checkpoint: str) -> Path:
