@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,10 @@ def bench(
     hash_dtype: Annotated[str | None, typer.Option(help="Of the student's matrices; by default as its tables.")] = None,
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens of a pass.")] = "1,16,512",
     layers: Annotated[int, typer.Option(min=1, help="Different layers in a pass.")] = 4,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="The whole model of a checkpoint, not its FFNs alone; PyTorch and OpenVINO.")
+    ] = False,
+    shape: Annotated[str, typer.Option(metavar="BxT,...", help="With --whole: sequences x tokens.")] = "1x16,32x32",
     only: Annotated[str | None, typer.Option(metavar="NAME,...", help="Dense variants to measure.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Of measuring a batch size, at least three rounds.")] = 6.0,
     json_file: Annotated[
@@ -55,8 +60,11 @@ def bench(
     """Time an FFN, dense in every engine that is installed and as look-ups, interleaved on the same inputs.
 
     Weights and rows come from memory: caches are swept before every pass. ONNX Runtime, OpenVINO and torchao take part
-    where they are installed.
+    where they are installed. With --whole, models run as in a process that runs nothing else.
     """
+    if whole:
+        _whole(checkpoint, against, shape, json_file, seconds, threads, trust_remote_code)
+        return
     from compress.bench.contestants import DENSE
     from compress.bench.report import can_draw, draw
     from compress.bench.stacks import of_checkpoint, of_sizes
@@ -66,8 +74,7 @@ def bench(
     wanted = DENSE if only is None else tuple(only.split(","))
     if unknown := [name for name in wanted if name not in DENSE]:
         raise CompressError(f"unknown variant {unknown[0]}", where="--only", remedy=f"choose of {', '.join(DENSE)}")
-    if json_file not in (None, "-") and not Path(json_file).absolute().parent.is_dir():
-        raise CompressError("the numbers cannot be written: no such folder", where=json_file, remedy="make it first")
+    _check_writable(json_file)
     if report is not None:
         can_draw()
     with threads_set(threads) as count:
@@ -83,15 +90,54 @@ def bench(
             dtypes = table_dtype, hash_dtype
             stacks = of_sizes({**dense, "activation": activation}, student, layers, count, wanted, *dtypes)
         result = stacks.measure(batches, seconds)
-    if json_file == "-":
-        typer.echo(json.dumps(result, indent=2))
-    else:
-        _show(result)
-        if json_file is not None:
-            Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _give(result, json_file, _show)
     if report is not None:
         for path in draw(result, report):
             typer.echo(f"written to {path}", err=True)
+
+
+def _whole(
+    checkpoint: str | None, against: str | None, shape: str, json_file: str | None, seconds: float,
+    threads: int | None, trust_remote_code: bool,
+) -> None:  # fmt: skip
+    from compress.bench.whole import Shape, bench_model
+    from compress.evaluate.evaluation import load_pair
+
+    if checkpoint is None:
+        raise CompressError("--whole needs a checkpoint", where="--whole", remedy="name one: compress bench CHECKPOINT")
+    _check_writable(json_file)
+    try:
+        shapes = [Shape.parse(part) for part in shape.split(",")]
+    except ValueError:
+        raise CompressError(f"{shape} is no list of shapes", where="--shape", remedy="write 1x16,32x32, say") from None
+    pair = load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
+    _give(bench_model(*pair, shapes, seconds=seconds, threads=threads), json_file, _show_whole)
+
+
+def _show_whole(result: dict[str, Any]) -> None:
+    from compress.bench.whole import tables
+
+    out, machine = console(), result["machine"]
+    out.print(f"{machine['processor']}, {machine['isa']}, threads: {machine['threads']}")
+    for made in tables(result):
+        out.print(made)
+    for name, reason in result["left_out"].items():
+        out.print(f"left out: {name}: {reason}")
+
+
+def _check_writable(json_file: str | None) -> None:
+    if json_file is not None and json_file != "-" and not Path(json_file).absolute().parent.is_dir():
+        raise CompressError("the numbers cannot be written: no such folder", where=json_file, remedy="make it first")
+
+
+def _give(result: dict[str, Any], json_file: str | None, show: Callable[[dict[str, Any]], None]) -> None:
+    """Show numbers, or print them as JSON; and write them to a file."""
+    if json_file == "-":
+        typer.echo(json.dumps(result, indent=2))
+        return
+    show(result)
+    if json_file is not None:
+        Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _batches(text: str) -> list[int]:

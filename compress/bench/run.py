@@ -17,7 +17,7 @@ from .machine import Memory, last_level_cache
 
 FORMAT = 1
 BATCHES = (1, 16, 512)
-_SETTLING = 0.05  # seconds in which the threads of the last engine, which wait busily for more work, go to sleep
+SETTLING = 0.05  # seconds in which the threads of the last engine, which wait busily for more work, go to sleep
 SECONDS = 6.0  # of measuring a batch size, where the least rounds do not take longer
 
 
@@ -35,7 +35,7 @@ class ColdStack:
         generator = torch.Generator().manual_seed(round_)
         shape = (len(self.variant.layers), self.tokens, self.width)
         self.inputs = list(torch.randn(shape, generator=generator).to(self.variant.dtype))
-        time.sleep(_SETTLING)
+        time.sleep(SETTLING)
         self.spare(self.inputs[-1])
 
     def run(self) -> object:

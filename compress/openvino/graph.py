@@ -1,0 +1,171 @@
+"""A PyTorch model as an OpenVINO one, every student in it an operation of the extension; the rest perhaps in int8."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from .. import kernels
+from ..errors import KernelError, ModelError
+from ..lookup import PackedLookupFFN
+from ..models import Pretrained
+from .library import openvino
+
+if TYPE_CHECKING:
+    from openvino import Model
+
+LAYOUT_VERSION = 1  # of the kernel's buffers; kernels/openvino.cpp reads this one
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+_FILL = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}  # where a batch leaves them out
+
+
+def to_openvino(pretrained: Pretrained, library: Path) -> Model:
+    """Trace a model, dense or compressed, its students becoming operations of the extension; its outputs keep names.
+
+    Causal models come without a cache of keys and values. Raises ModelError where the model's kind of input is not
+    known or a student is not met.
+    """
+    from openvino.frontend.pytorch import ConversionExtension, ModuleExtension
+    from openvino.opset13 import constant
+    from openvino.utils.node_factory import NodeFactory
+
+    model = pretrained.model
+    students = [module for module in model.modules() if isinstance(module, PackedLookupFFN)]
+    factory = NodeFactory()
+    factory.add_extension(str(library))
+
+    met: set[int] = set()
+
+    def traced(module: nn.Module, operation: Any, x: Tensor) -> Any:
+        number = next(i for i, student in enumerate(students) if student is module)
+        met.add(number)
+        return operation(x, torch.tensor(number))
+
+    def shape_only(module: PackedLookupFFN, x: Tensor, number: Tensor) -> Tensor:
+        return torch.zeros(*x.shape[:-1], module.geometry.d_out)
+
+    def operation(context: Any) -> Any:
+        student = students[int(context.get_values_from_const_input(1))]
+        buffers, settings = kernels.prepare(student, student.geometry)
+        constants = [constant(buffer.numpy(), dtype=numpy.uint8).output(0) for buffer in buffers]
+        attributes = {"settings": list(settings), "layout_version": LAYOUT_VERSION}
+        return factory.create("LookupFFN", [context.get_input(0), *constants], attributes).outputs()
+
+    extensions = [
+        ModuleExtension(PackedLookupFFN, "LookupFFN", convert=traced, evaluate=shape_only),
+        ConversionExtension("LookupFFN", operation),
+    ]
+    with quiet(), _uncached(model), _as_they_were(students):
+        made = openvino().convert_model(model, example_input=trace_arguments(pretrained), extension=extensions)
+    if len(met) != len(students):
+        raise ModelError(
+            f"tracing met {len(met)} of {len(students)} students", where=type(model).__name__,
+            remedy="run the checkpoint with PyTorch: compress run, compress.load",
+        )  # fmt: skip
+    return made
+
+
+@contextmanager
+def _uncached(model: Any) -> Iterator[None]:
+    before = getattr(model.config, "use_cache", None)
+    model.config.use_cache = False
+    try:
+        yield
+    finally:
+        model.config.use_cache = before
+
+
+@contextmanager
+def _as_they_were(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Take back what tracing leaves in modules that an extension stands for: another forward."""
+    before = [dict(vars(module)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, attributes in zip(modules, before, strict=True):
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def trace_arguments(pretrained: Pretrained) -> dict[str, Tensor]:
+    """Arguments to trace with: what the processor gives and the model takes, some of it padding."""
+    model, processor = pretrained.model, pretrained.processor
+    accepted = inspect.signature(model.forward).parameters
+    if model.main_input_name == "pixel_values":
+        from ..sites import example_inputs
+
+        return example_inputs(model)
+    given = getattr(processor, "model_input_names", None) or ("input_ids", "attention_mask")
+    names = [name for name in _INPUTS if name in given and name in accepted]
+    if "input_ids" not in names:
+        raise ModelError(
+            f"models that read {model.main_input_name} cannot be exported yet", where=type(model).__name__,
+            remedy="run the checkpoint with PyTorch: compress run, compress.load",
+        )  # fmt: skip
+    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+    values = {"input_ids": 5 + 2 * mask.cumsum(1), "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
+    return {name: values[name] for name in names}
+
+
+def quantised(model: Model, batches: Sequence[dict[str, Tensor]]) -> Model:
+    """Quantise all but the students with nncf, ranges taken from batches of the model's arguments.
+
+    Raises KernelError where nncf is missing.
+    """
+    nncf = import_nncf()
+    names = [port.any_name for port in model.inputs]
+    data = nncf.Dataset(list(batches), lambda batch: arguments(batch, names))
+    with quiet():
+        return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
+
+
+def arguments(batch: dict[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+    """The inputs of a model by name, as arrays; a mask or token types that a batch leaves out are ones or zeros."""
+    return {name: (batch[name] if name in batch else _FILL[name](batch["input_ids"])).numpy() for name in names}
+
+
+def import_nncf() -> Any:
+    """The package nncf, which quantises OpenVINO models. Raises KernelError where it is not installed."""
+    try:
+        import nncf
+    except ImportError:
+        raise KernelError(
+            "nncf, which quantises OpenVINO models, is not installed", where="--rest int8",
+            remedy="pip install 'compress-lookup[openvino]'",
+        ) from None  # fmt: skip
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+class Compiled(nn.Module):
+    """A model compiled for the CPU, called as its PyTorch original is: keyword tensors -> named tensors."""
+
+    def __init__(self, core: Any, model: Model | str, **settings: Any) -> None:
+        super().__init__()
+        self.where = nn.Parameter(torch.empty(0), requires_grad=False)
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", **settings}
+        self.request = core.compile_model(model, "CPU", settings).create_infer_request()
+        self.names = [port.any_name for port in self.request.model_inputs]
+
+    def forward(self, return_dict: bool = True, **batch: Tensor) -> dict[str, Tensor]:
+        """Answer a batch; a mask or token types that it leaves out are ones or zeros."""
+        answers = self.request.infer(arguments(batch, self.names))
+        return {name: torch.from_numpy(value) for port, value in answers.items() for name in port.names}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what tracing says of code that looks at shapes, and keep progress bars out of standard output."""
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        yield
