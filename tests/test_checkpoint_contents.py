@@ -59,6 +59,7 @@ def test_weight_files(saved: dict[str, SimpleNamespace], name: str) -> None:
     for path in made.folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             assert file.metadata() == {"format": "pt"}
+        assert path.stat().st_mode & 0o444 == (made.folder / "config.json").stat().st_mode & 0o444
     stored = load_file(made.folder / WEIGHTS)
     empty = [key for key, tensor in stored.items() if tensor.numel() == 0]
     with safe_open(made.source / WEIGHTS, "pt") as file:
@@ -195,7 +196,7 @@ def test_verify_files(made: SimpleNamespace) -> None:
         Problem("vocab.txt", "missing"),
     ]
     (made.folder / "manifest.json").write_text("{}")
-    assert verify_files(made.folder) == [Problem("manifest.json", "damaged: 'files'")]
+    assert verify_files(made.folder) == [Problem("manifest.json", "damaged: no 'version'")]
     (made.folder / "manifest.json").unlink()
     assert verify_files(made.folder) == [Problem("manifest.json", "missing")]
 
