@@ -11,6 +11,7 @@ from .convert import convert
 from .eval import evaluate
 from .failures import Commands
 from .inspect import inspect
+from .push import push
 from .recipes import recipes
 from .resume import resume
 from .run import run
@@ -48,6 +49,7 @@ def _options(
 for _name, _command in (
     ("convert", convert), ("resume", resume), ("status", status), ("inspect", inspect), ("eval", evaluate),
     ("bench", bench), ("run", run), ("recipes", recipes), ("verify", verify),
+    ("push", push),
 ):  # fmt: skip
     app.command(_name)(_command)
 

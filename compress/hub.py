@@ -55,7 +55,7 @@ def _snapshot(name: str, revision: str | None) -> tuple[Path, str]:
     import huggingface_hub
 
     ignored = list(_OTHER_FORMATS)
-    with _quiet_unless_watched():
+    with quiet_unless_watched():
         try:
             huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
             with suppress(OSError):  # without a connection the cache decides what there is
@@ -96,8 +96,8 @@ def _explain(name: str, revision: str | None, error: Exception) -> NoReturn:
 
 
 @contextmanager
-def _quiet_unless_watched() -> Iterator[None]:
-    """Show download progress on a terminal only."""
+def quiet_unless_watched() -> Iterator[None]:
+    """Show progress of the hub's transfers on a terminal only."""
     from huggingface_hub import utils
 
     if sys.stderr.isatty() or utils.are_progress_bars_disabled():

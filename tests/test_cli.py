@@ -24,7 +24,7 @@ from compress.errors import CompressError
 from compress.evaluate import Report, latency
 from compress.recipe import bundled_recipes
 
-COMMANDS = ("convert", "resume", "status", "inspect", "eval", "bench", "run", "recipes", "verify")
+COMMANDS = ("convert", "resume", "status", "inspect", "eval", "bench", "run", "recipes", "verify", "push")
 
 
 def invoke(*arguments: object) -> Result:

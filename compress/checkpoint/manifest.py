@@ -44,17 +44,21 @@ def manifest_text(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def recorded_files(folder: Path) -> Files:
-    """Read the manifest: names, sizes and SHA-256 of a checkpoint's files.
+    """Read a checkpoint's manifest: names, sizes and SHA-256 of its files.
 
     Raises CheckpointError where it is missing, damaged or newer than this version, or names a file outside the folder.
     """
-    path = folder / MANIFEST_FILE
+    return parse_manifest(folder / MANIFEST_FILE)
+
+
+def parse_manifest(path: Path) -> Files:
+    """Read a manifest from wherever it lies, as `recorded_files` does."""
     try:
         text = path.read_bytes().decode()  # newlines as they are
         return _checked(json.loads(text), text)
     except OSError:
         problem = "missing"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"damaged: {f'no {error}' if isinstance(error, KeyError) else error}"
     raise CheckpointError(problem, where=str(path), remedy="fetch the checkpoint again, or convert the model again")
 

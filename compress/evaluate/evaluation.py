@@ -138,7 +138,7 @@ def _checked(pair: tuple[Pretrained, Pretrained]) -> tuple[Pretrained, Pretraine
 def _source(folder: Path) -> str:
     """Name the dense model that a checkpoint was made from, if it can still be named from here."""
     config = read_config(folder)
-    if "/" in config.source:
+    if config.from_hub:
         return f"{config.source}@{config.revision}" if config.revision else config.source
     recorded = [config.source, _journal(folder).get("source")]  # of a folder the config keeps only the name
     for candidate in recorded:
