@@ -59,8 +59,9 @@ def _snapshot(name: str, revision: str | None) -> tuple[Path, str]:
         try:
             huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
             with suppress(OSError):  # without a connection the cache decides what there is
-                if any(file.endswith(".safetensors") for file in _files(name, revision)):
-                    ignored.append("*.bin")
+                own = [file for file in _files(name, revision) if "/" not in file]  # folders hold a pipeline's modules
+                if any(file.endswith(".safetensors") for file in own):
+                    ignored += [file for file in own if file.endswith(".bin")]
             folder = Path(huggingface_hub.snapshot_download(name, revision=revision, ignore_patterns=ignored))
         except Exception as error:
             _explain(name, revision, error)

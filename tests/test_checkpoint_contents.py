@@ -332,6 +332,7 @@ def test_write_report(made: SimpleNamespace) -> None:
     assert "**The compressed model is not faster than the fastest dense one: whole model at batch 1" in card
     assert "**The compressed model is bigger than the dense one: 5.0 kB against 1.0 kB (5.00x).**" in card
     assert "| whole model | 1 | 1 | 4.00 ms | 2.00 ms | 3.00 ms | 0.67x |" in card
+    assert "Measured with 2 threads of ACME 9000 (avx2), on text: 512 tokens; torch 2.13." in card
     (made.folder / "report.json").unlink()
     with pytest.raises(CheckpointError, match="report is missing"):
         write_report(made.folder, checkpoints.REPORT)

@@ -133,6 +133,8 @@ def _measured(report: Mapping[str, Any]) -> Iterable[str]:
             yield f"**{sentence}**"
         for table in measured.tables():
             yield markdown_table(table)
+        if measured.setting:
+            yield _conditions(measured.setting)
     facts = report["checkpoint"]
     ours, dense = facts["weight_bytes"], facts["source_weight_bytes"]
     if dense:
@@ -140,6 +142,12 @@ def _measured(report: Mapping[str, Any]) -> Iterable[str]:
         yield f"Weight files: {bytes_text(ours)} against {bytes_text(dense)} of the source ({grown})."
     else:
         yield f"Weight files: {bytes_text(ours)}."
+
+
+def _conditions(setting: Mapping[str, Any]) -> str:
+    data = f", on {setting['data']}" if setting.get("data") else ""
+    versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
+    return f"Measured with {setting['threads']} threads of {setting['processor']} ({setting['isa']}){data}; {versions}."
 
 
 def markdown_table(table: Table) -> str:
