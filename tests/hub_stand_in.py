@@ -49,7 +49,7 @@ class Repo:
 
 @dataclass
 class Hub:
-    """Its state, and what it was asked: `requests` holds method and path, `uploaded` the names of large files."""
+    """Its state, and what it was asked: `requests` holds method and path."""
 
     address: str = ""
     writers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # token -> owners it may write to
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        path = urlsplit(self.path).path  # a branch's slashes are quoted in it, those between the parts are not
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = b"".join(self._chunks())
@@ -91,7 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             for method, pattern, answer in _ROUTES:
                 found = re.fullmatch(pattern, path)
                 if found and self.command in method:
-                    content, headers = answer(self, body, **found.groupdict())
+                    parts = {key: part and unquote(part) for key, part in found.groupdict().items()}
+                    content, headers = answer(self, body, **parts)
                     self._send(200, content, headers)
                     return
             raise _Refusal(404, f"no such address: {path}")
@@ -137,9 +138,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(404, "Revision not found", "RevisionNotFound")
         return repo, commit
 
-    def whoami(self, body: bytes) -> Any:
-        return {"name": self.hub.writers[self._token()][0], "type": "user"}, {}
-
     def create(self, body: bytes) -> Any:
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}"
@@ -163,8 +161,10 @@ class _Handler(BaseHTTPRequestHandler):
         files = [{"rfilename": name} for name in found.commits[commit]]
         return {"id": repo, "sha": commit, "private": found.private, "siblings": files, "tags": []}, {}
 
-    def tree(self, body: bytes, repo: str, revision: str) -> Any:
+    def tree(self, body: bytes, repo: str, revision: str, under: str | None) -> Any:
         found, commit = self._commit(repo, revision)
+        if under is not None:
+            raise _Refusal(404, "Entry not found", "EntryNotFound")  # no client here lists a folder that is there
         recursive = "true" in [value.lower() for value in parse_qs(urlsplit(self.path).query).get("recursive", [])]
         entries: dict[str, dict[str, Any]] = {}
         for name, content in found.commits[commit].items():
@@ -248,20 +248,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
-_MODEL, _REVISION = rf"/api/models/{_REPO}", r"(?P<revision>.+)"
+_MODEL, _REVISION = rf"/api/models/{_REPO}", r"(?P<revision>[^/]+)"
 _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., Any]]] = [
-    (("GET",), "/api/whoami-v2", _Handler.whoami),
     (("POST",), "/api/repos/create", _Handler.create),
     (("POST",), "/api/validate-yaml", _Handler.validate),
-    (("POST",), rf"{_MODEL}/branch/(?P<branch>.+)", _Handler.branch),
+    (("POST",), rf"{_MODEL}/branch/(?P<branch>[^/]+)", _Handler.branch),
     (("POST",), rf"{_MODEL}/preupload/{_REVISION}", _Handler.preupload),
     (("POST",), rf"{_MODEL}/commit/{_REVISION}", _Handler.commit),
-    (("GET",), rf"{_MODEL}/tree/{_REVISION}", _Handler.tree),
+    (("GET",), rf"{_MODEL}/tree/{_REVISION}(/(?P<under>.+))?", _Handler.tree),
     (("GET",), rf"{_MODEL}(/revision/{_REVISION})?", _Handler.info),
     (("POST",), rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.batch),
     (("PUT",), rf"/storage/{_REPO}/(?P<oid>[0-9a-f]+)", _Handler.store),
     (("POST",), rf"/verify/{_REPO}", _Handler.verify),
-    (("GET", "HEAD"), rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", _Handler.resolve),
+    (("GET", "HEAD"), rf"/{_REPO}/resolve/{_REVISION}/(?P<name>.+)", _Handler.resolve),
 ]
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .format import read_config
 from .manifest import MANIFEST_FILE, Problem, verify_files
 
 RELOAD = "reload"  # what a problem is named after that belongs to no single file
@@ -20,8 +21,6 @@ def verify(folder: Path | str, *, trust_remote_code: bool = False) -> list[Probl
     student's place, shapes and dtypes, and compares its outputs with those recorded. Raises CheckpointError where the
     folder is no checkpoint.
     """
-    from .format import read_config
-
     folder = Path(folder)
     if not (folder / MANIFEST_FILE).is_file():
         read_config(folder)  # which says what is wrong with a folder that never was a checkpoint
@@ -33,13 +32,11 @@ def _reload(folder: Path, trust_remote_code: bool) -> list[Problem]:
     run = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )  # fmt: skip
-    if run.returncode < 0:
-        return [Problem(RELOAD, f"the process that loaded the model was ended by signal {-run.returncode}")]
-    try:
+    if run.returncode == 0:
         return [Problem(**found) for found in json.loads(run.stdout.splitlines()[-1])]
-    except (IndexError, TypeError, ValueError):
-        last = run.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-        return [Problem(RELOAD, f"the process that loaded the model ended with {run.returncode}: {last[0]}")]
+    how = f"ended with {run.returncode}" if run.returncode > 0 else f"was ended by signal {-run.returncode}"
+    last = run.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+    return [Problem(RELOAD, f"the process that loaded the model {how}: {last[0]}")]
 
 
 def answer(folder: str, trust: str = "") -> None:
