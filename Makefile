@@ -40,6 +40,8 @@ reinstall:
 demo: install
 	$(BIN)/python -m compress.recipes.embedded.demo
 
+# Other programs that load checkpoints take part where they are installed:
+#   $(BIN)/pip install sentence-transformers ".[eval]"
 test: install
 	COMPRESS_REQUIRE_KERNEL=1 $(BIN)/python -m pytest
 

@@ -12,6 +12,7 @@ from .eval import evaluate
 from .export import export
 from .failures import Commands
 from .inspect import inspect
+from .push import push
 from .recipes import recipes
 from .resume import resume
 from .run import run
@@ -48,7 +49,8 @@ def _options(
 
 for _name, _command in (
     ("convert", convert), ("resume", resume), ("status", status), ("inspect", inspect), ("eval", evaluate),
-    ("bench", bench), ("run", run), ("recipes", recipes), ("verify", verify), ("export", export),
+    ("bench", bench), ("run", run), ("recipes", recipes), ("verify", verify), ("push", push),
+    ("export", export),
 ):  # fmt: skip
     app.command(_name)(_command)
 

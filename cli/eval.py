@@ -22,6 +22,15 @@ def evaluate(
         str | None,
         typer.Option(metavar="FILE|hub:NAME", help="Data to measure on; by default the recipe's eval.data."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE", help="A task of lm-evaluation-harness, or its YAML file; repeatable. Causal models."
+        ),
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option(metavar="DOCUMENTS", min=1, help="Score each task on its first so many documents.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="TOKENS", min=1, help="Evaluate on about so many tokens, evenly spread.")
     ] = None,
@@ -47,13 +56,17 @@ def evaluate(
 ) -> None:
     """Measure quality, speed and size of a compressed model beside its dense one, on the same inputs.
 
+    With --task, scores of tasks too; where there is no data, the tasks alone.
+
     With --against-baselines, beside the same budget spent on pruned neurons instead: every baseline is fitted and
     distilled as the checkpoint was, which takes as long as its conversion, and can be stopped and continued.
     """
     from compress.evaluate import evaluate as measure
 
     if against_baselines:
-        _refuse_beside_baselines(against, data, limit, json_file, None if latency else False, trust_remote_code or None)
+        _refuse_beside_baselines(
+            against, data, task, task_limit, limit, json_file, None if latency else False, trust_remote_code or None
+        )
         _compare(checkpoint, output, budgets, threads)
         return
     if budgets is not None or output is not None:
@@ -64,7 +77,7 @@ def evaluate(
         raise CompressError("the report cannot be written: no such folder", where=json_file, remedy="make it first")
     report = measure(
         checkpoint, against, data, limit_tokens=limit, threads=threads, latency=latency,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, tasks=task, limit_documents=task_limit,
     )  # fmt: skip
     if json_file == "-":
         typer.echo(report.to_json(), nl=False)

@@ -14,19 +14,20 @@ def verify(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a compressed checkpoint.")],
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Check a checkpoint's files against their checksums, load it and compare its outputs with those recorded."""
-    from compress.checkpoint import load, read_config, verify_files, verify_outputs
-    from compress.errors import CheckpointError
+    """Check a checkpoint's files against their checksums, load it anew and compare its outputs with those recorded.
 
-    read_config(checkpoint)
-    problems = verify_files(checkpoint)
-    if not problems:
-        problems = verify_outputs(checkpoint, load(checkpoint, trust_remote_code=trust_remote_code))
+    Ends with 1 where something differs, and names the first difference first.
+    """
+    from compress.checkpoint import added_files, verify
+    from compress.distill.job import Job
+
+    Job.check_finished(checkpoint)
+    problems = verify(checkpoint, trust_remote_code=trust_remote_code)
+    for found in problems:
+        typer.echo(f"{found.file}: {found.what}", err=True)
     if problems:
-        raise CheckpointError(
-            "the checkpoint is not as it was made:\n"
-            + "\n".join(f"  {found.file}: {found.what}" for found in problems),
-            where=str(checkpoint),
-            remedy="fetch it again, or convert the model again",
-        )
+        typer.echo("the checkpoint is not as it was made: fetch it again, or convert the model again", err=True)
+        raise typer.Exit(1)
+    for name in added_files(checkpoint):
+        typer.echo(f"{name}: not of the checkpoint, not checked")
     typer.echo("files as recorded; outputs as recorded")

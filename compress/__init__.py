@@ -16,11 +16,13 @@ import wrapt
 if TYPE_CHECKING:
     from . import evaluate as evaluate
     from .checkpoint import load as load
+    from .checkpoint import verify as verify
     from .conversion import convert as convert
     from .conversion import resume as resume
     from .lookup import LookupFFN as LookupFFN
     from .lookup import PackedLookupFFN as PackedLookupFFN
     from .lookup import pack as pack
+    from .publishing import push as push
     from .recipe import Recipe as Recipe
     from .replace import replace_ffn as replace_ffn
     from .sites import find_sites as find_sites
@@ -35,8 +37,10 @@ _MODULES = {
     "find_sites": ".sites",
     "load": ".checkpoint",
     "pack": ".lookup",
+    "push": ".publishing",
     "replace_ffn": ".replace",
     "resume": ".conversion",
+    "verify": ".checkpoint",
 }
 
 __all__ = [
@@ -49,8 +53,10 @@ __all__ = [
     "find_sites",
     "load",
     "pack",
+    "push",
     "replace_ffn",
     "resume",
+    "verify",
 ]
 
 

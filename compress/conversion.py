@@ -19,6 +19,7 @@ from .distill.job import Job, hash_file
 from .distill.stages import Stages
 from .errors import RecipeError
 from .evaluate import Report, evaluate
+from .evaluate.tasks import load_tasks
 from .lookup import LookupFFN, pack
 from .models import Pretrained, load_pretrained
 from .plan import Plan, make_plan
@@ -143,6 +144,8 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     else:
         examples = load_examples(recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length)
     norms = find_norms(pretrained.model, sites)
+    if recipe.eval.tasks:
+        load_tasks(recipe.eval.tasks, pretrained)  # now, so that hours are not spent before a mistake is found
     taps = [Tap(entry.site, norms[entry.site.name]) for entry in plan.converted]
     weights = sorted(path for pattern in _WEIGHTS for path in pretrained.folder.glob(pattern))
     fingerprints = {
@@ -205,4 +208,4 @@ def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
 
 def _evaluate(job: Job, prepared: _Prepared, converted: Pretrained) -> Report:
     compressed = replace(converted, source=str(job.out), folder=job.out)
-    return evaluate((prepared.pretrained, compressed), data=prepared.examples)
+    return evaluate((prepared.pretrained, compressed), data=prepared.examples, tasks=prepared.recipe.eval.tasks)

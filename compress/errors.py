@@ -49,3 +49,7 @@ class JobError(CompressError):
 
 class KernelError(CompressError):
     """The native kernel is missing where it is required, or was given what it cannot run."""
+
+
+class HubError(CompressError):
+    """The hub refuses an upload, or cannot be reached."""

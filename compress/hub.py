@@ -55,12 +55,13 @@ def _snapshot(name: str, revision: str | None) -> tuple[Path, str]:
     import huggingface_hub
 
     ignored = list(_OTHER_FORMATS)
-    with _quiet_unless_watched():
+    with quiet_unless_watched():
         try:
             huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
             with suppress(OSError):  # without a connection the cache decides what there is
-                if any(file.endswith(".safetensors") for file in _files(name, revision)):
-                    ignored.append("*.bin")
+                own = [file for file in _files(name, revision) if "/" not in file]  # folders hold a pipeline's modules
+                if any(file.endswith(".safetensors") for file in own):
+                    ignored += [file for file in own if file.endswith(".bin")]
             folder = Path(huggingface_hub.snapshot_download(name, revision=revision, ignore_patterns=ignored))
         except Exception as error:
             _explain(name, revision, error)
@@ -96,8 +97,8 @@ def _explain(name: str, revision: str | None, error: Exception) -> NoReturn:
 
 
 @contextmanager
-def _quiet_unless_watched() -> Iterator[None]:
-    """Show download progress on a terminal only."""
+def quiet_unless_watched() -> Iterator[None]:
+    """Show progress of the hub's transfers on a terminal only."""
     from huggingface_hub import utils
 
     if sys.stderr.isatty() or utils.are_progress_bars_disabled():

@@ -60,6 +60,9 @@ REPORT = {
     ],
     "size": {"dense_bytes": 1000, "compressed_bytes": 5000},
     "sites": [],
+    "setting": {
+        "data": "text: 512 tokens", "threads": 2, "processor": "ACME 9000", "isa": "avx2", "versions": {"torch": "2.13"}
+    },
 }  # fmt: skip
 
 

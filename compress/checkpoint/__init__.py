@@ -2,9 +2,10 @@
 
 from .format import FORMAT_VERSION, METHOD, CheckpointConfig, Placement, is_compressed, read_config
 from .loading import load
-from .manifest import Problem, verify_files
+from .manifest import Problem, added_files, verify_files
 from .probe import verify_outputs
 from .saving import round_rest, save_checkpoint, write_report
+from .verification import verify
 
 __all__ = [
     "FORMAT_VERSION",
@@ -12,11 +13,13 @@ __all__ = [
     "CheckpointConfig",
     "Placement",
     "Problem",
+    "added_files",
     "is_compressed",
     "load",
     "read_config",
     "round_rest",
     "save_checkpoint",
+    "verify",
     "verify_files",
     "verify_outputs",
     "write_report",

@@ -1,4 +1,4 @@
-"""The model card: what the model is made from, how to load it, and what was measured."""
+"""The model card: what the model is made from and how, how to load it, what was measured, and under which licence."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..errors import CheckpointError
+from .files import RESOLVED_RECIPE_FILE
 from .format import CheckpointConfig, read_config, read_config_file
 from .side_files import SOURCE_README_FILE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+PLACEHOLDER = "PATH OR HUB ID"  # where the model is, until it is known
 _TAGS = ("compress", "lookup-ffn", "cpu")
 # What of the source's front matter holds for the compressed model too.
-_INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
-_AUTO_CLASSES = (  # part of the architecture's name -> what loads it
-    ("LMHeadModel", "AutoModelForCausalLM"),
-    ("ForCausalLM", "AutoModelForCausalLM"),
-    ("ForMaskedLM", "AutoModelForMaskedLM"),
-    ("ForSequenceClassification", "AutoModelForSequenceClassification"),
-    ("ForTokenClassification", "AutoModelForTokenClassification"),
-    ("ForQuestionAnswering", "AutoModelForQuestionAnswering"),
-    ("ForImageClassification", "AutoModelForImageClassification"),
+_LICENSE = ("license", "license_name", "license_link")
+_INHERITED = (*_LICENSE, "language", "pipeline_tag")
+_HEADS = (  # part of the architecture's name, what loads it, the hub's name of its task
+    ("LMHeadModel", "AutoModelForCausalLM", "text-generation"),
+    ("ForCausalLM", "AutoModelForCausalLM", "text-generation"),
+    ("ForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
+    ("ForSequenceClassification", "AutoModelForSequenceClassification", "text-classification"),
+    ("ForTokenClassification", "AutoModelForTokenClassification", "token-classification"),
+    ("ForQuestionAnswering", "AutoModelForQuestionAnswering", "question-answering"),
+    ("ForImageClassification", "AutoModelForImageClassification", "image-classification"),
 )
+_SENTENCE_MODULES = "modules.json"  # a model that sentence-transformers loads
+_LICENSE_FILES = ("LICEN[CS]E*", "COPYING*", "USE_POLICY*")
 
 
 def model_card(folder: Path, report: Mapping[str, Any]) -> str:
@@ -42,18 +47,31 @@ def model_card(folder: Path, report: Mapping[str, Any]) -> str:
         _usage(folder),
         "## Measured\n\n" + "\n\n".join(_measured(report)),
         _students(checkpoint),
+        _recipe(folder),
+        _license(folder, checkpoint),
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
 def auto_class(architecture: str) -> str:
     """Name the Auto class that loads an architecture: AutoModel where no head is known."""
-    return next((auto for head, auto in _AUTO_CLASSES if head in architecture), "AutoModel")
+    return next((auto for head, auto, _ in _HEADS if head in architecture), "AutoModel")
+
+
+def _pipeline_tag(folder: Path) -> str:
+    architecture = read_config_file(folder)["architectures"][0]
+    bare = "sentence-similarity" if _for_sentences(folder) else "feature-extraction"
+    return next((task for head, _, task in _HEADS if head in architecture), bare)
+
+
+def _for_sentences(folder: Path) -> bool:
+    return (folder / _SENTENCE_MODULES).is_file()
 
 
 def _front_matter(folder: Path, checkpoint: CheckpointConfig) -> str:
-    values: dict[str, Any] = {"library_name": "transformers", "tags": list(_TAGS)}
-    if "/" in checkpoint.source:  # a hub id; of a folder only the name is known, which no page would lead to
+    library = "sentence-transformers" if _for_sentences(folder) else "transformers"
+    values: dict[str, Any] = {"library_name": library, "tags": list(_TAGS), "pipeline_tag": _pipeline_tag(folder)}
+    if checkpoint.from_hub:  # of a folder only the name is known, which no page would lead to
         values |= {"base_model": checkpoint.source, "base_model_relation": "quantized"}
     inherited = _source_front_matter(folder)
     values |= {key: inherited[key] for key in _INHERITED if key in inherited}
@@ -71,7 +89,7 @@ def _source_front_matter(folder: Path) -> dict[str, Any]:
 
 def _introduction(folder: Path, checkpoint: CheckpointConfig) -> str:
     source, count = checkpoint.source, len(checkpoint.sites)
-    made_from = f"[{source}](https://huggingface.co/{source})" if "/" in source else f"`{source}`"
+    made_from = f"[{source}](https://huggingface.co/{source})" if checkpoint.from_hub else f"`{source}`"
     revision = f", revision `{checkpoint.revision}`" if checkpoint.revision else ""
     text = (
         f"# {source.rpartition('/')[2]} with LookupFFN\n\n"
@@ -88,13 +106,17 @@ def _usage(folder: Path) -> str:
     config = read_config_file(folder)
     auto = auto_class(config["architectures"][0])
     code = ", trust_remote_code=True" if config.get("auto_map") else ""
+    if _for_sentences(folder):
+        load = [
+            "from sentence_transformers import SentenceTransformer",
+            f'model = SentenceTransformer("{PLACEHOLDER}"{code})',
+        ]
+    else:
+        load = [f"from transformers import {auto}", f'model = {auto}.from_pretrained("{PLACEHOLDER}"{code})']
     return (
         "## Use\n\n`pip install compress-lookup`, then\n\n"
-        "```python\n"
-        "import compress  # teaches transformers the format\n"
-        f"from transformers import {auto}\n"
-        f'model = {auto}.from_pretrained("PATH OR HUB ID"{code})\n'
-        "```\n\nWithout `import compress` the load fails: the dense weights are not here."
+        "```python\nimport compress  # teaches transformers the format\n" + "\n".join(load) + "\n```\n\n"
+        "Without `import compress` the load fails: the dense weights are not here."
     )
 
 
@@ -111,6 +133,8 @@ def _measured(report: Mapping[str, Any]) -> Iterable[str]:
             yield f"**{sentence}**"
         for table in measured.tables():
             yield markdown_table(table)
+        if measured.setting:
+            yield _conditions(measured.setting)
     facts = report["checkpoint"]
     ours, dense = facts["weight_bytes"], facts["source_weight_bytes"]
     if dense:
@@ -118,6 +142,12 @@ def _measured(report: Mapping[str, Any]) -> Iterable[str]:
         yield f"Weight files: {bytes_text(ours)} against {bytes_text(dense)} of the source ({grown})."
     else:
         yield f"Weight files: {bytes_text(ours)}."
+
+
+def _conditions(setting: Mapping[str, Any]) -> str:
+    data = f", on {setting['data']}" if setting.get("data") else ""
+    versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
+    return f"Measured with {setting['threads']} threads of {setting['processor']} ({setting['isa']}){data}; {versions}."
 
 
 def markdown_table(table: Table) -> str:
@@ -146,3 +176,21 @@ def _students(checkpoint: CheckpointConfig) -> str:
             f"| {site.table_dtype} | {site.hash_dtype} |"
         )
     return "\n".join(lines)
+
+
+def _recipe(folder: Path) -> str:
+    recipe = (folder / RESOLVED_RECIPE_FILE).read_text(encoding="utf-8").strip()
+    return f"## Recipe\n\n<details><summary>Every value</summary>\n\n```yaml\n{recipe}\n```\n\n</details>"
+
+
+def _license(folder: Path, checkpoint: CheckpointConfig) -> str:
+    stated = [str(value) for key, value in _source_front_matter(folder).items() if key in _LICENSE]
+    files = sorted({path.name for pattern in _LICENSE_FILES for path in folder.glob(pattern)})
+    text = f"This model stays under the licence of {checkpoint.source}"
+    if stated:
+        text += f": {', '.join(stated)}"
+    if files:
+        text += f" (see {', '.join(f'[{name}]({name})' for name in files)})"
+    if not stated and not files:
+        text += ", which its files do not state"
+    return f"## License\n\n{text}."

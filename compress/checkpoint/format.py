@@ -107,6 +107,11 @@ class CheckpointConfig:
     transformers: str | None = None  # version whose module names the paths are
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def from_hub(self) -> bool:
+        """Whether the source is a model of the hub, some of whose older ids have no owner."""
+        return "/" in self.source or self.revision is not None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `config.json`."""
         return {

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..errors import CheckpointError
 from .files import replace_text
+from .format import CONFIG_FILE
+from .side_files import is_model_file
 
 MANIFEST_FILE = "manifest.json"
-VERSION = 1
+VERSION = 2  # 1 had no checksum of its own
+
+Files = dict[str, dict[str, Any]]  # name -> bytes, sha256
 
 
 @dataclass(frozen=True)
@@ -25,23 +30,77 @@ class Problem:
 
 def write_manifest(folder: Path, changed: Iterable[str] | None = None) -> None:
     """Record every file but the manifest itself and hidden ones; with `changed`, only those files are read again."""
-    files = {} if changed is None else dict(_read(folder)["files"])
+    files = {} if changed is None else recorded_files(folder)
     for name in _names(folder) if changed is None else changed:
         files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)}
-    text = json.dumps({"version": VERSION, "files": files}, indent=1, sort_keys=True) + "\n"
-    replace_text(folder / MANIFEST_FILE, text)
+    replace_text(folder / MANIFEST_FILE, manifest_text(files))
+
+
+def manifest_text(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Give the text of the manifest that records these files; the same files give the same text."""
+    own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    values = {"version": VERSION, "files": files, "sha256": own}
+    return json.dumps(values, indent=1, sort_keys=True) + "\n"
+
+
+def recorded_files(folder: Path) -> Files:
+    """Read a checkpoint's manifest: names, sizes and SHA-256 of its files.
+
+    Raises CheckpointError where it is missing, damaged or newer than this version, or names a file outside the folder.
+    """
+    return parse_manifest(folder / MANIFEST_FILE)
+
+
+def parse_manifest(path: Path) -> Files:
+    """Read a manifest from wherever it lies, as `recorded_files` does."""
+    try:
+        text = path.read_bytes().decode()  # newlines as they are
+        return _checked(json.loads(text), text)
+    except OSError:
+        problem = "missing"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"damaged: {f'no {error}' if isinstance(error, KeyError) else error}"
+    raise CheckpointError(problem, where=str(path), remedy="fetch the checkpoint again, or convert the model again")
 
 
 def verify_files(folder: Path | str) -> list[Problem]:
-    """Find files that are missing or not as the manifest recorded them; files added since are no problem."""
+    """Find files that are missing or not as the manifest recorded them, and weights that it does not record.
+
+    Other files added since are no problem.
+    """
     folder = Path(folder)
     try:
-        files = dict(_read(folder)["files"])
-    except FileNotFoundError:
-        return [Problem(MANIFEST_FILE, "missing")]
-    except (ValueError, KeyError, TypeError) as error:
-        return [Problem(MANIFEST_FILE, f"damaged: {error}")]
-    return [Problem(name, what) for name, entry in files.items() if (what := _check(folder / name, entry))]
+        files = recorded_files(folder)
+    except CheckpointError as error:
+        return [Problem(MANIFEST_FILE, error.message)]
+    problems = [Problem(name, what) for name, entry in files.items() if (what := _check(folder / name, entry))]
+    loaded = (name for name in added_files(folder) if name == CONFIG_FILE or is_model_file(PurePosixPath(name)))
+    return problems + [Problem(name, "not recorded in the manifest") for name in loaded]
+
+
+def added_files(folder: Path) -> list[str]:
+    """Files of a checkpoint's folder that its manifest does not record, hidden ones aside."""
+    files = recorded_files(folder)
+    return [name for name in _names(folder) if name not in files]
+
+
+def _checked(manifest: Any, text: str) -> Files:
+    if not isinstance(manifest, dict):
+        raise ValueError("it holds no JSON object")
+    version, files = manifest["version"], manifest["files"]
+    if type(version) is not int or version < 1:
+        raise ValueError(f"its version is {version!r}")
+    if version > VERSION:
+        raise ValueError(f"it has version {version}, this version of compress reads up to {VERSION}")
+    if version > 1 and text != manifest_text(files):
+        raise ValueError("its SHA-256 is not the recorded one")
+    for name, entry in files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or any(part.startswith(".") for part in parts):
+            raise ValueError(f"{name!r} is no file of a checkpoint")
+        if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
+            raise ValueError(f"the entry of {name} is no size and SHA-256")
+    return dict(files)
 
 
 def _check(path: Path, entry: dict[str, Any]) -> str | None:
@@ -56,11 +115,6 @@ def _names(folder: Path) -> list[str]:
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = (path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     return sorted(name for name in names if name != MANIFEST_FILE)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    return manifest
 
 
 def _digest(path: Path) -> str:

@@ -31,13 +31,15 @@ def verify_outputs(folder: Path | str, model: nn.Module) -> list[Problem]:
     """Find outputs of the loaded model that differ from those recorded by more than the recorded tolerance."""
     try:
         tensors = load_file(Path(folder) / PROBE_FILE)
+        tolerance = tensors["tolerance"].item()
     except FileNotFoundError:
         return [Problem(PROBE_FILE, "missing")]
-    except SafetensorError as failure:
+    except (SafetensorError, KeyError, RuntimeError) as failure:
         return [Problem(PROBE_FILE, f"damaged: {failure}")]
     batch = {name.removeprefix("input."): tensor for name, tensor in tensors.items() if name.startswith("input.")}
     wanted = {name.removeprefix("output."): tensor for name, tensor in tensors.items() if name.startswith("output.")}
-    tolerance = tensors["tolerance"].item()
+    if not batch or not wanted:
+        return [Problem(PROBE_FILE, f"it records no {'output' if batch else 'input'}")]
     answers = _answers(model, batch)
     problems = []
     for name, recorded in wanted.items():

@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..lookup import PackedLookupFFN
 from ..sites import base_model
 from .card import model_card
-from .files import replace_text
+from .files import RECIPE_FILE, REPORT_FILE, RESOLVED_RECIPE_FILE, replace_text
 from .format import CONFIG_FILE, CheckpointConfig, Placement, read_config_file
 from .manifest import write_manifest
 from .probe import write_probe
@@ -25,9 +25,6 @@ from .side_files import README_FILE, copy_side_files, weight_bytes
 if TYPE_CHECKING:
     from ..models import Pretrained
 
-RECIPE_FILE = "recipe.yaml"
-RESOLVED_RECIPE_FILE = "recipe.resolved.yaml"
-REPORT_FILE = "report.json"
 MAX_SHARD_SIZE = "5GB"
 _GENERATION_FILE = "generation_config.json"
 

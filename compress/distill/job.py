@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -114,6 +115,15 @@ class Job:
                 where=str(path), remedy="upgrade compress-lookup",
             )  # fmt: skip
         return cls(out, journal)
+
+    @classmethod
+    def check_finished(cls, out: Path) -> None:
+        """Raise JobError where a folder holds a job that is not finished; one without a job is none of its business."""
+        if (out / FOLDER).is_dir() and cls.open(out).journal["state"] != "finished":
+            raise JobError(
+                "the conversion in this folder is not finished", where=str(out),
+                remedy=f"go on with it: compress resume {shlex.quote(str(out))}",
+            )  # fmt: skip
 
     @contextmanager
     def lock(self) -> Iterator[None]:

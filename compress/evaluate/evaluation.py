@@ -26,6 +26,7 @@ from .report import Report
 from .setting import public_name, setting
 from .site_errors import site_errors
 from .students import Student, ffn_cost, ffn_sizes, students
+from .tasks import described, load_tasks, score
 
 SEQUENCE_LENGTH = 128  # tokens of a sequence whose pass is timed
 
@@ -41,6 +42,8 @@ def evaluate(
     batches: Sequence[int] = BATCHES,
     seconds: float = SECONDS,
     trust_remote_code: bool = False,
+    tasks: Sequence[str] | None = None,
+    limit_documents: int | None = None,
 ) -> Report:
     """Compare a compressed model with its dense one on the same inputs.
 
@@ -49,41 +52,47 @@ def evaluate(
     read in windows of the recipe's `data.sequence_length`, where the folder has a recipe.
     limit_tokens: evaluate on about so many tokens, evenly spread.  threads: of torch and the kernel; None: as they are.
     batches, seconds: sequences a timed pass, and how long each row of the latency is measured.
+    tasks: of lm-evaluation-harness, by name or YAML file, for causal models; by default the recipe's `eval.tasks`. With
+    tasks there may be no data: then they alone are scored.  limit_documents: score each on its first so many.
     Raises CheckpointError without a student, ModelError where the two are no pair or the dense one is not known,
-    DataError where there is no data or it does not fit the model.
+    DataError where there is no data or it does not fit the model, or a task is unknown.
     """
     folder = None if isinstance(checkpoint, tuple) else _folder(str(checkpoint))
+    recipe = _recipe(folder)
+    if tasks is None:
+        tasks = recipe.eval.tasks if recipe else ()
     if data is None:
-        data = _recipe_data(folder, _recipe(folder))
+        data = _recipe_data(folder, recipe, needed=not tasks)
     dense, compressed = (
         _checked(checkpoint)
         if isinstance(checkpoint, tuple)
         else load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
     )
-    examples = data if isinstance(data, EvalData) else checkpoint_data(folder, str(data), dense)
-    if limit_tokens is not None:
-        examples = examples.limited(limit_tokens)
+    loaded = load_tasks(tasks, dense) if tasks else None
+    examples = None
+    if data is not None:
+        examples = data if isinstance(data, EvalData) else checkpoint_data(folder, str(data), dense)
+        examples = examples if limit_tokens is None else examples.limited(limit_tokens)
     sites = find_sites(dense.model)
     found = _students(compressed, sites)
+    measured: dict[str, Any] = {"quality": {}, "agreement": {}, "latency": [], "sites": []}
     with threads_set(threads) as count:
-        metrics, agreement = quality.compare(dense, compressed, examples)
-        errors = site_errors(
-            dense.model, compressed.model, sites, find_norms(dense.model, sites), found, _inputs(examples, dense)
-        )
-        rows = []
-        if latency:
+        if examples is not None:
+            measured["quality"], measured["agreement"] = quality.compare(dense, compressed, examples)
+            measured["sites"] = site_errors(
+                dense.model, compressed.model, sites, find_norms(dense.model, sites), found, _inputs(examples, dense)
+            )
+        if examples is not None and latency:
             pool = make_pool(_inputs(examples, dense), _timed_length(dense))
-            rows = measure_latency(
+            measured["latency"] = measure_latency(
                 dense.task, dense.model, compressed.model, sites, pool, batches=batches, seconds=seconds
             )
+        made = setting(dense, compressed, examples, count)
+        if loaded is not None:
+            measured["tasks"] = score(loaded, dense, compressed, limit_documents)
+            made["tasks"] = described(loaded, limit_documents)
         return Report(
-            quality=metrics,
-            agreement=agreement,
-            latency=rows,
-            size=_sizes(dense, compressed, sites, found),
-            sites=errors,
-            cost=ffn_cost(sites, found),
-            setting=setting(dense, compressed, examples, count),
+            **measured, size=_sizes(dense, compressed, sites, found), cost=ffn_cost(sites, found), setting=made
         )
 
 
@@ -94,7 +103,7 @@ def checkpoint_data(folder: Path | None, data: str | None, pretrained: Pretraine
     """
     recipe = _recipe(folder)
     length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
-    return load_examples(data or _recipe_data(folder, recipe), pretrained, sequence_length=length)
+    return load_examples(str(data or _recipe_data(folder, recipe, needed=True)), pretrained, sequence_length=length)
 
 
 def _folder(checkpoint: str) -> Path:
@@ -146,7 +155,7 @@ def _checked(pair: tuple[Pretrained, Pretrained]) -> tuple[Pretrained, Pretraine
 def _source(folder: Path) -> str:
     """Name the dense model that a checkpoint was made from, if it can still be named from here."""
     config = read_config(folder)
-    if "/" in config.source:
+    if config.from_hub:
         return f"{config.source}@{config.revision}" if config.revision else config.source
     recorded = [config.source, _journal(folder).get("source")]  # of a folder the config keeps only the name
     for candidate in recorded:
@@ -171,13 +180,15 @@ def _recipe(folder: Path | None) -> Recipe | None:
     return parse_recipe(path.read_text(encoding="utf-8"), str(path))
 
 
-def _recipe_data(folder: Path | None, recipe: Recipe | None) -> str:
-    """Name the data that the checkpoint's recipe evaluates on, if it can still be named from here."""
+def _recipe_data(folder: Path | None, recipe: Recipe | None, needed: bool) -> str | None:
+    """Name the data that the checkpoint's recipe evaluates on. Not to be found from here: DataError if it is needed."""
     recorded = recipe.eval.data if recipe else None
     if recorded and folder is not None:  # the job, where it is still here, knows the whole path
         recorded = _journal(folder).get("recipe", {}).get("values", {}).get("eval", {}).get("data") or recorded
     if recorded and (recorded.startswith(HUB) or Path(recorded).exists()):
         return recorded
+    if not needed:
+        return None
     raise DataError(
         f"the recipe's eval.data was {recorded}, which is not to be found from here" if recorded
         else "there is no data to evaluate on: the recipe names none in eval.data",

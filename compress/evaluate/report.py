@@ -31,6 +31,7 @@ class Report:
     size: bytes; bytes_per_token are the FFN weights read for one token, a dense one counting one byte.
     sites: error is the share unexplained behind residual and norm, None for a site that stayed dense.
     cost: the FFNs' multiply-adds over the dense ones'.  setting: models, data, versions, processor.
+    tasks: of lm-evaluation-harness, task -> metric -> as in quality; a metric that is no mean has the two values alone.
     """
 
     quality: dict[str, dict[str, Any]]
@@ -40,6 +41,7 @@ class Report:
     sites: list[dict[str, Any]]
     cost: float | None = None
     setting: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plain values that stand in `report.json`; numbers that do not exist are None."""
@@ -90,7 +92,7 @@ class Report:
         return found
 
     def tables(self) -> list[Table]:
-        """Quality, speed, size and error per site, as rich tables for a terminal."""
+        """Quality, tasks, speed, size and error per site, as rich tables for a terminal."""
         from .tables import tables
 
         return tables(self)

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from ..models import Pretrained
 
 
-def setting(dense: Pretrained, compressed: Pretrained, data: EvalData, threads: int) -> dict[str, Any]:
+def setting(dense: Pretrained, compressed: Pretrained, data: EvalData | None, threads: int) -> dict[str, Any]:
     """Give a report's `setting`."""
     return {
         "compressed": public_name(compressed.source),
         "dense": public_name(dense.source),
         "revision": dense.revision,
         "task": dense.task,
-        "data": data.description,
-        "data_tokens": data.tokens,
-        "data_fingerprint": data.fingerprint,
+        "data": data and data.description,
+        "data_tokens": data and data.tokens,
+        "data_fingerprint": data and data.fingerprint,
         "threads": threads,
         "processor": processor(),
         "isa": kernels.isa(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -15,6 +16,7 @@ _AGREEMENT = (
     ("cosine_distance", "1 - cosine to dense", ""),
     ("difference", "mean absolute difference", ""),
 )
+_COMPARED = ("dense", "compressed", "difference", "95 % interval", "measured on")
 _SIZES = (
     ("model, stored", "dense_bytes", "compressed_bytes"),
     ("model, dense in int8", "dense_int8_bytes", "compressed_bytes"),
@@ -24,8 +26,8 @@ _SIZES = (
 
 
 def tables(report: Report) -> list[Table]:
-    """Quality, speed, size and error per site; those without a row are left out."""
-    made = [_quality(report), _latency(report), _size(report), _sites(report)]
+    """Quality, tasks, speed, size and error per site; those without a row are left out."""
+    made = [_quality(report), _tasks(report), _latency(report), _size(report), _sites(report)]
     return [table for table in made if table.row_count]
 
 
@@ -39,23 +41,35 @@ def table(title: str, headings: Sequence[str]) -> Table:
 
 
 def _quality(report: Report) -> Table:
-    made = table("Quality", ["metric", "dense", "compressed", "difference", "95 % interval", "measured on"])
+    made = table("Quality", ["metric", *_COMPARED])
     for metric, row in report.quality.items():
-        dense, ours, error, interval = (row.get(key) for key in ("dense", "compressed", "stderr", "interval"))
-        spread = "" if error is None else f" ± {number(error, metric)}"
-        made.add_row(
-            metric.replace("_", " "),
-            number(dense, metric),
-            f"{number(ours, metric)}{spread}",
-            "-" if dense is None or ours is None else signed(ours - dense, metric),
-            "-" if interval is None else " to ".join(signed(end, metric) for end in interval),
-            f"{row['samples']} {row['unit']}" if "samples" in row else "-",
-        )
+        made.add_row(metric.replace("_", " "), *_compared(metric, row))
     for key, label, metric in _AGREEMENT:
         value = report.agreement.get(key)
         if value is not None:
             positions = f"{report.agreement['positions']} positions" if "positions" in report.agreement else ""
             made.add_row(label, "", number(value, metric), "", "", positions)
+    return made
+
+
+def _compared(metric: str, row: Mapping[str, Any]) -> list[str]:
+    """Cells under `_COMPARED` of one metric of both models."""
+    dense, ours, error, interval = (row.get(key) for key in ("dense", "compressed", "stderr", "interval"))
+    spread = "" if error is None else f" ± {number(error, metric)}"
+    return [
+        number(dense, metric),
+        f"{number(ours, metric)}{spread}",
+        "-" if dense is None or ours is None else signed(ours - dense, metric),
+        "-" if interval is None else " to ".join(signed(end, metric) for end in interval),
+        f"{row['samples']} {row['unit']}" if "samples" in row else "-",
+    ]
+
+
+def _tasks(report: Report) -> Table:
+    made = table("Tasks", ["task, metric", *_COMPARED])
+    for task, metrics in report.tasks.items():
+        for metric, row in metrics.items():
+            made.add_row(f"{task}, {metric}", *_compared(metric, row))
     return made
 
 

@@ -171,15 +171,16 @@ class PackSettings(Section):
 
 
 class EvalSettings(Section):
-    """What the result is measured on beside the held-out data: a path or `hub:NAME`."""
+    """What the result is measured on: data, a path or `hub:NAME`, and tasks of lm-evaluation-harness by name."""
 
     data: str | None = None
     tasks: Names = ()
 
     @model_validator(mode="after")
-    def _no_tasks(self) -> Self:
-        if self.tasks:
-            raise _refusal("tasks are not supported yet", "leave `tasks` empty and measure on `data`")
+    def _names(self) -> Self:
+        for task in self.tasks:
+            if "/" in task or task.endswith((".yaml", ".yml")):  # such files run code, and recipes come from strangers
+                raise _refusal(f"`{task}` is no name of a task", "name one; a file is given with compress eval --task")
         return self
 
 
