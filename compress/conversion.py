@@ -21,9 +21,9 @@ from .errors import RecipeError
 from .evaluate import Report, evaluate
 from .lookup import LookupFFN, pack
 from .models import Pretrained, load_pretrained
-from .plan import Plan, make_plan
+from .plan import Plan, choose_sites, make_plan
 from .recipe import Recipe, load_recipe, restore_recipe
-from .sites import find_norms, find_sites, swap
+from .sites import find_experts, find_norms, find_sites, swap
 
 Announce = Callable[[Plan], None]
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
@@ -135,9 +135,10 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     pretrained = load_pretrained(
         source, trust_remote_code=options["trust_remote_code"], device=options["device"]
     )  # fmt: skip
-    sites = find_sites(pretrained.model)
+    sites, experts = find_sites(pretrained.model), find_experts(pretrained.model)
+    choose_sites(sites, recipe, experts)  # before the data is read, which may take long
     corpus = load_corpus(recipe.data, pretrained, recipe.seed)
-    plan = make_plan(sites, recipe, corpus)
+    plan = make_plan(sites, recipe, corpus, experts)
     if recipe.eval.data is None:
         examples = EvalData.held_out(corpus.holdout, pretrained.task, corpus.description)
     else:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from compress.dense import ACTIVATIONS, DenseWeights
-from compress.errors import ModelError, SiteError
+from compress.errors import SiteError
 from compress.lookup import LookupFFN
 from compress.sites import (
     Site,
@@ -140,14 +140,6 @@ def test_a_student_that_is_not_the_ffn_is_what_the_model_computes_with() -> None
     before = outputs(model, example)[0]
     swap(model, site, nn.Linear(site.d_in, site.d_out))
     assert not torch.allclose(outputs(model, example)[0], before, atol=1e-2)
-
-
-@pytest.mark.parametrize("name", families.EXPERTS)
-def test_experts_are_refused_by_name(name: str) -> None:
-    make, experts = families.EXPERTS[name]
-    with pytest.raises(ModelError, match="mixture of experts") as caught:
-        find_sites(make())
-    assert caught.value.where == experts
 
 
 def test_a_model_without_ffn_says_what_was_looked_for() -> None:

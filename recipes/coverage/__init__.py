@@ -1,1 +1,1 @@
-"""Every architecture of transformers that the library is meant for, at pico size, from discovery to a reloaded checkpoint."""
+"""Every architecture of transformers at pico size, from discovery to a reloaded checkpoint."""

@@ -1,4 +1,7 @@
-"""`python -m compress.recipes.coverage [FILE]`: go through every architecture and write the table (docs/coverage.md)."""
+"""Go through every architecture of transformers and write the table.
+
+`python -m compress.recipes.coverage [FILE]`; FILE is `docs/coverage.md` by default.
+"""
 
 from __future__ import annotations
 
@@ -6,64 +9,58 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .architectures import architectures
-from .check import Outcome, convert, preload, reload
+from .architectures import Architecture, architectures
+from .check import STEPS, Outcome, convert, preload, reload
 from .page import write_page
-from .processes import run_all
+from .processes import Task, run_all
 
-SECONDS = 60.0  # a task's
+SECONDS = 60.0  # that one process may take
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m compress.recipes.coverage", description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, default=Path("docs/coverage.md"), help="page to write")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="architectures or model types; nothing is written")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="architectures or model types; no page is written")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
     options = parser.parse_args()
-    import torch
-
-    preload()
-    torch.set_num_threads(1)
-    chosen = [a for a in architectures() if not options.only or {a.name, a.model_type} & set(options.only)]
     started = time.monotonic()
-    outcomes: dict[str, Outcome] = {}
+    preload()
+    chosen = [a for a in architectures() if not options.only or {a.name, a.model_type} & set(options.only)]
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [Path(scratch, architecture.name) for architecture in chosen]
-        for folder in folders:
-            folder.mkdir()
-        first = [partial(convert, folder, a.name) for folder, a in zip(folders, chosen, strict=True)]
-        _run(first, folders, options.workers)
-        saved = [index for index, folder in enumerate(folders) if "converted" in Outcome.read(folder).passed]
-        second = [partial(reload, folders[index], chosen[index].auto) for index in saved]
-        _run(second, [folders[index] for index in saved], options.workers)
-        outcomes = {a.name: Outcome.read(folder) for a, folder in zip(chosen, folders, strict=True)}
+        outcomes = check(chosen, Path(scratch), options.workers)
     if options.only is None:
         write_page(options.file, chosen, outcomes, time.monotonic() - started, options.workers)
-    for architecture in chosen:
-        outcome = outcomes[architecture.name]
-        print(architecture.name, outcome.sites, ", ".join(outcome.passed[-1:]), outcome.reason or "", sep="\t")
-    print(sum(len(outcome.passed) == 5 for outcome in outcomes.values()), "of", len(chosen), time.monotonic() - started)
+    passed = sum(outcome.whole for outcome in outcomes.values())
+    print(f"{passed} of {len(chosen)} architectures pass, {time.monotonic() - started:.0f} s")
 
 
-def _run(tasks: list, folders: list[Path], workers: int) -> None:
-    for position, seconds, failure in run_all(tasks, workers, SECONDS):
-        outcome = Outcome.read(folders[position])
-        print(
-            f"{seconds:.1f} s",
-            folders[position].name,
-            outcome.sites,
-            outcome.passed[-1:],
-            failure or outcome.reason or "",
-            sep="\t",
-            flush=True,
-        )
+def check(chosen: Sequence[Architecture], scratch: Path, workers: int) -> dict[str, Outcome]:
+    """Take every architecture as far as it comes, each step in a process of its own; outcomes by name."""
+    folders = {architecture.name: scratch / architecture.name for architecture in chosen}
+    for folder in folders.values():
+        folder.mkdir()
+    _run({a.name: partial(convert, folders[a.name], a.name) for a in chosen}, folders, workers)
+    saved = [a for a in chosen if STEPS[3] in Outcome.read(folders[a.name]).passed]
+    _run({a.name: partial(reload, folders[a.name], a.auto) for a in saved}, folders, workers)
+    return {name: Outcome.read(folder) for name, folder in folders.items()}
+
+
+def _run(tasks: dict[str, Task], folders: dict[str, Path], workers: int) -> None:
+    names = list(tasks)
+    for position, failure in run_all(list(tasks.values()), workers, SECONDS):
+        name = names[position]
+        outcome = Outcome.read(folders[name])
         if failure:
             outcome.reason = failure
-            outcome.write(folders[position])
+            outcome.write(folders[name])
+        print(
+            f"{name}: {outcome.sites} sites, {(outcome.passed or ['not built'])[-1]}", outcome.reason or "", flush=True
+        )
 
 
 if __name__ == "__main__":

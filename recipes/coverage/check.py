@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,13 @@ class Outcome:
     convertible: int = 0
     activations: list[str] = field(default_factory=list)
     reason: str | None = None  # why it came no further
-    notes: list[str] = field(default_factory=list)  # sites that cannot be converted, by reason
+    notes: list[str] = field(default_factory=list)  # why sites that were found cannot be converted
+    experts: bool = False  # whether it is refused as a mixture of experts
+
+    @property
+    def whole(self) -> bool:
+        """Whether it passed everything."""
+        return len(self.passed) == len(STEPS)
 
     def write(self, folder: Path) -> None:
         """Keep it where the parent process, or the next one, reads it."""
@@ -38,15 +45,11 @@ class Outcome:
 
 def preload() -> None:
     """Import once what the process of every architecture needs."""
-    import torch._dynamo
-    import transformers.generation
-    import transformers.models.auto.modeling_auto
-    import transformers.models.llama.modeling_llama
-
-    import compress.checkpoint
-    import compress.checkpoint.quantizer
-    import compress.models
-    import compress.sites  # noqa: F401
+    for name in (
+        *("torch._dynamo", "transformers.generation", "transformers.models.llama.modeling_llama"),
+        *("transformers.quantizers.auto", "compress.checkpoint", "compress.models", "compress.sites"),
+    ):
+        importlib.import_module(name)
 
 
 def convert(folder: Path, architecture: str) -> None:
@@ -54,13 +57,14 @@ def convert(folder: Path, architecture: str) -> None:
     import transformers
 
     from compress.checkpoint import Placement, save_checkpoint
-    from compress.errors import CompressError
+    from compress.errors import CompressError, ModelError
     from compress.lookup import LookupFFN, pack
     from compress.models import Pretrained
     from compress.sites import example_inputs, find_sites, swap
 
     from .pico import pico_model
 
+    torch.set_num_threads(1)
     outcome = Outcome()
     outcome.write(folder)
     try:
@@ -71,7 +75,7 @@ def convert(folder: Path, architecture: str) -> None:
         sites = [site for site in found if site.obstacle is None]
         outcome.sites, outcome.convertible = len(found), len(sites)
         outcome.activations = sorted({site.activation + " gated" * site.gated for site in found})
-        outcome.notes = sorted({site.obstacle for site in found if site.obstacle})
+        outcome.notes = sorted({f"{site.name}: {site.obstacle}" for site in found if site.obstacle})[:2]
         outcome.passed.append(STEPS[1])
         outcome.write(folder)
         if not sites:
@@ -113,7 +117,7 @@ def convert(folder: Path, architecture: str) -> None:
         torch.save({"batch": batch, "answers": converted}, folder / "expected.pt")
         outcome.passed.append(STEPS[3])
     except CompressError as error:
-        outcome.reason = error.message
+        outcome.reason, outcome.experts = error.message, isinstance(error, ModelError)
     except Exception as error:
         outcome.reason = f"{type(error).__name__}: {error}"
     finally:
@@ -126,6 +130,7 @@ def reload(folder: Path, auto: str) -> None:
 
     import compress  # noqa: F401  # knows the format
 
+    torch.set_num_threads(1)
     outcome = Outcome.read(folder)
     try:
         model = getattr(transformers, auto).from_pretrained(folder / "out").eval()

@@ -9,7 +9,7 @@ _STAGES = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
 FIXES: dict[str, dict[str, Any]] = {
     "bit": {"hidden_sizes": [32, 32, 64, 64], "embedding_size": 32},
     "blt": {"encoder_hash_byte_group_vocab": 64},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "codegen": {"rotary_dim": 4},
     "cvt": {"embed_dim": [16, 32, 48], "depth": [1, 1, 1], "num_heads": [1, 2, 3]},
     "dbrx": {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}},
     "donut-swin": _STAGES,
@@ -19,6 +19,7 @@ FIXES: dict[str, dict[str, Any]] = {
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granite_speech5_ctc": {"encoder_config": {"context_size": 16}},
     "hgnet_v2": {
@@ -45,6 +46,7 @@ FIXES: dict[str, dict[str, Any]] = {
     "focalnet": {"embed_dim": 16, "depths": [1, 1, 1, 1]},
     "wav2vec2-bert": {"vocab_size": 32},
     "wav2vec2-conformer": {"vocab_size": 32},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 3, "layer_types": ["mamba", "mamba", "hybrid"]},
     "zamba2": {"num_hidden_layers": 3, "layer_types": ["mamba", "mamba", "hybrid"]},
 }  # fmt: skip

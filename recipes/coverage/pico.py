@@ -51,10 +51,11 @@ _SIZES: dict[int, tuple[str, ...]] = {
         *("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"),
     ),
     8: (
-        *("head_dim", "d_kv", "dim_head", "d_head", "v_head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "swa_head_dim"),
-        *("linear_key_head_dim", "linear_value_head_dim", "index_head_dim", "attention_head_size", "kv_channels"),
-        *("linear_head_dim", "cross_head_dim", "patch_size", "num_codevectors_per_group", "mamba_d_state", "state_size"),
-        *("num_latents", "time_step_rank", "ssm_state_size", "mamba_chunk_size", "chunk_size"),
+        *("head_dim", "d_kv", "dim_head", "d_head", "v_head_dim", "qk_rope_head_dim", "qk_nope_head_dim"),
+        *("swa_head_dim", "linear_key_head_dim", "linear_value_head_dim", "index_head_dim", "kv_channels"),
+        *("linear_head_dim", "cross_head_dim", "patch_size", "num_codevectors_per_group", "mamba_d_state"),
+        *("attention_head_size", "state_size", "num_latents", "time_step_rank", "ssm_state_size"),
+        *("mamba_chunk_size", "chunk_size"),
     ),
     16: (
         *("qk_head_dim", "kv_lora_rank", "q_lora_rank", "num_mel_bins", "num_filters", "codevector_dim", "o_lora_rank"),
@@ -69,9 +70,9 @@ _SIZES: dict[int, tuple[str, ...]] = {
         *("original_max_position_embeddings", "tpu_short_seq_length", "t2u_max_position_embeddings"),
     ),
     _VOCABULARY: (
-        *("vocab_size", "src_vocab_size", "tgt_vocab_size", "decoder_vocab_size", "unpadded_vocab_size", "embed_vocab"),
-        *("vocab_size_per_layer_input", "t2u_vocab_size", "char_vocab_size", "entity_vocab_size", "composer_vocab_size"),
-        *("pronunciation_vocab_size", "shape_vocab_size", "codebook_vocab_size"),
+        *("vocab_size", "src_vocab_size", "tgt_vocab_size", "decoder_vocab_size", "unpadded_vocab_size"),
+        *("vocab_size_per_layer_input", "t2u_vocab_size", "char_vocab_size", "entity_vocab_size"),
+        *("composer_vocab_size", "pronunciation_vocab_size", "shape_vocab_size", "codebook_vocab_size"),
     ),
 }  # fmt: skip
 _SIZE = {name: size for size, names in _SIZES.items() for name in names}
@@ -104,7 +105,7 @@ def _shrunk(kind: type[PreTrainedConfig], fixes: dict[str, Any]) -> PreTrainedCo
         before = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if (small := _small(field.name, before)) is not None:
             values[field.name] = small
-    for name, part in parts.items():
+    for name in parts:
         fixed = fixes.get(name, {})
         if fixed is None or isinstance(fixed, str):
             continue

@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
+from typing import Any
 
 Task = Callable[[], None]
 
 
-def run_all(tasks: Sequence[Task], workers: int, seconds: float) -> Iterator[tuple[int, float, str | None]]:
-    """Run each task in a fork of this process; yields (position, seconds, how it failed or None) in the order they end."""
+def run_all(tasks: Sequence[Task], workers: int, seconds: float) -> Iterator[tuple[int, str | None]]:
+    """Run each task in a fork of this process; yields (position, how it failed) as they end."""
     fork = get_context("fork")
-    waiting, running = list(enumerate(tasks)), {}
+    waiting = list(enumerate(tasks))
+    running: dict[int, tuple[Any, float]] = {}
     while waiting or running:
         while waiting and len(running) < workers:
             position, task = waiting.pop(0)
@@ -34,7 +36,7 @@ def run_all(tasks: Sequence[Task], workers: int, seconds: float) -> Iterator[tup
             if failure is None and process.exitcode:
                 failure = _death(process.exitcode)
             del running[position]
-            yield position, time.monotonic() - began, failure
+            yield position, failure
 
 
 def _quietly(task: Task) -> None:
