@@ -14,7 +14,7 @@ import torch
 
 from .checkpoint import Placement, round_rest, save_checkpoint, write_report
 from .data import Corpus, EvalData, check_data, load_corpus, load_examples
-from .distill.activations import Tap
+from .distill.activations import Tap, check_reached
 from .distill.job import Job, hash_file
 from .distill.stages import Stages
 from .errors import RecipeError
@@ -145,6 +145,7 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
         examples = load_examples(recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length)
     norms = find_norms(pretrained.model, sites)
     taps = [Tap(entry.site, norms[entry.site.name]) for entry in plan.converted]
+    check_reached(pretrained.model, taps, next(iter(corpus.holdout.batches(1))))
     weights = sorted(path for pattern in _WEIGHTS for path in pretrained.folder.glob(pattern))
     fingerprints = {
         "model": "".join(hash_file(path) for path in weights),

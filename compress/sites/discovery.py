@@ -8,6 +8,7 @@ layers, code that leaves a student no place, or modules that do not compute what
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,9 +26,11 @@ from .site import Site, base_model, base_model_path
 from .tracing import Call, Trace, evaluating, trace
 from .verification import disagreement
 
+logger = logging.getLogger(__name__)
+
 
 def find_sites(model: nn.Module, example: Mapping[str, Any] | None = None) -> list[Site]:
-    """Every dense FFN of the base model, in order of execution.
+    """Every dense FFN of the base model, in order of execution, those of towers that run by themselves last.
 
     `example` holds forward arguments of `model` to trace with; without it the base model runs on arguments made from
     the config. Layers with a mixture of experts are left out (`find_experts` names them). Raises ModelError where there
@@ -81,11 +84,32 @@ def _adapters(model: nn.Module, sites: Sequence[Site]) -> list[str]:
 
 
 def trace_base(model: nn.Module, example: Mapping[str, Any] | None) -> Trace:
-    """Trace `model` on `example`, or its base model on arguments made from the config."""
+    """Trace `model` on `example`, or its base model on arguments made from the config.
+
+    Vision and speech towers that the base model's own arguments leave out (their features would have to be spliced into
+    a text) are then run by themselves.
+    """
     if example is not None:
         return trace(model, example)
     base = base_model(model)
-    return trace(model, example_inputs(base), runs=base)
+    seen = trace(model, example_inputs(base), runs=base)
+    for tower in _towers(base, {call.module for call in seen.calls}):
+        try:
+            seen = seen.and_then(trace(model, example_inputs(tower), runs=tower))
+        except SiteError as error:
+            logger.warning("%s was not searched for feed-forward networks: %s", type(tower).__name__, error.message)
+    return seen
+
+
+def _towers(base: nn.Module, ran: set[nn.Module]) -> list[nn.Module]:
+    """Encoders of images or sounds, the outermost ones, that did not run."""
+    found: dict[str, nn.Module] = {}
+    for path, module in base.named_modules():
+        encodes = getattr(module, "main_input_name", None) in ("pixel_values", "input_features", "input_values")
+        inside = any(path.startswith(f"{other}.") for other in found)
+        if path and encodes and hasattr(module, "config") and not inside and not ran & set(module.modules()):
+            found[path] = module
+    return list(found.values())
 
 
 def _activation(call: Call) -> Activation | None:

@@ -55,6 +55,10 @@ class Trace:
     joined: frozenset[Call] = frozenset()  # linear calls whose output was added to a residual
     norms: dict[Call, Call] = field(default_factory=dict)  # linear call -> first norm its output went into
 
+    def and_then(self, other: Trace) -> Trace:
+        """This pass and another one behind it."""
+        return Trace([*self.calls, *other.calls], self.joined | other.joined, {**self.norms, **other.norms})
+
     def times(self, module: nn.Module) -> int:
         """How often a module ran."""
         return sum(call.module is module for call in self.calls)
