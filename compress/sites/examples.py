@@ -33,7 +33,10 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
         elif "pixel_values" in accepted and not _splices_images(config):
             example["pixel_values"] = _noise(2 if example else 1, *_image_shape(config))
         if "input_features" in accepted and _main_input(model) == "input_features":
-            example["input_features"] = _noise(1, *_feature_shape(config))
+            frames_first, shape = _feature_shape(config)
+            example["input_features"] = _noise(1, *shape)
+            if "input_features_mask" in accepted:
+                example["input_features_mask"] = torch.ones(1, shape[0 if frames_first else 1], dtype=torch.long)
         if "input_values" in accepted and not ("input_ids" in example and _splices_sounds(config)):
             example["input_values"] = _noise(1, *_sound_shape(config))
         if "decoder_input_ids" in accepted and getattr(config, "is_encoder_decoder", False):
@@ -54,8 +57,8 @@ def _accepted(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Parameters of the forward method; a wrapper that passes everything on has those of the module inside."""
     parameters = inspect.signature(model.forward).parameters
     passes_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
-    children = list(model.children())
-    return _accepted(children[0]) if passes_on and len(children) == 1 else parameters
+    inside = [child for child in model.children() if hasattr(child, "config")]
+    return _accepted(inside[0]) if passes_on and len(inside) == 1 else parameters
 
 
 def _main_input(model: nn.Module) -> str:
@@ -118,19 +121,19 @@ def _sound_shape(config: Any) -> tuple[int, ...]:
 _FRAMES = 100
 
 
-def _feature_shape(config: Any) -> tuple[int, int]:
-    """[mel bins, frames], as encoders that begin with convolutions over time take; others take [frames, features].
+def _feature_shape(config: Any) -> tuple[bool, tuple[int, int]]:
+    """[mel bins, frames], as encoders that begin with convolutions over time take; others [frames, features]: True.
 
     An encoder with learned positions takes exactly two frames a position.
     """
     audio = next((part for key in ("audio_config", "encoder_config") if (part := getattr(config, key, None))), config)
     for key in ("feature_projection_input_dim", "input_feat_per_channel", "input_dim"):
         if getattr(audio, key, None):
-            return 2 * _FRAMES, getattr(audio, key)
+            return True, (2 * _FRAMES, getattr(audio, key))
     bins = getattr(audio, "num_mel_bins", None) or 80
     if getattr(audio, "subsampling_conv_channels", None):
-        return 2 * _FRAMES, bins
-    return bins, 2 * (getattr(audio, "max_source_positions", None) or _FRAMES)
+        return True, (2 * _FRAMES, bins)
+    return False, (bins, 2 * (getattr(audio, "max_source_positions", None) or _FRAMES))
 
 
 def _noise(*shape: int) -> Tensor:

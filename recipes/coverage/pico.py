@@ -114,7 +114,11 @@ def _shrunk(kind: type[PreTrainedConfig], fixes: dict[str, Any]) -> PreTrainedCo
         if chosen is not None:
             values[name] = _shrunk(type(chosen), fixed)
     values |= {name: value for name, value in fixes.items() if name not in parts or value is None}
-    return kind(**values)
+    config = kind(**values)
+    kinds = getattr(config, "layer_types", None)
+    if kinds and "layer_types" not in values and not any("full" in k or "sliding" in k or k == "hybrid" for k in kinds):
+        config = kind(**values, layer_types=[*kinds[:-1], "full_attention"])  # no hybrid does without attention
+    return config
 
 
 def _small(name: str, before: Any) -> Any:
