@@ -59,7 +59,9 @@ def _run(tasks: dict[str, Task], folders: dict[str, Path], workers: int) -> None
             outcome.reason = failure
             outcome.write(folders[name])
         print(
-            f"{name}: {outcome.sites} sites, {(outcome.passed or ['not built'])[-1]}", outcome.reason or "", flush=True
+            f"{name}: {outcome.sites} sites, {(outcome.passed or ['not built'])[-1]}",
+            outcome.reason or outcome.note or "",
+            flush=True,
         )
 
 

@@ -50,7 +50,7 @@ def write_page(
 def _cells(architecture: Architecture, outcome: Outcome) -> list[str]:
     sites = str(outcome.sites) if outcome.sites == outcome.convertible else f"{outcome.sites} ({outcome.convertible})"
     steps = ["yes" if step in outcome.passed else "no" for step in STEPS[2:]]
-    reason = "; ".join(filter(None, [outcome.reason, *outcome.notes]))
+    reason = "; ".join(filter(None, [outcome.reason, outcome.note]))
     return [
         architecture.name, architecture.auto.removeprefix("AutoModel"), sites, ", ".join(outcome.activations), *steps,
         _short(reason),

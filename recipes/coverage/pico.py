@@ -85,7 +85,7 @@ def pico_model(kind: type[PreTrainedModel]) -> PreTrainedModel:
     model = kind(pico_config(kind.config_class)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():
+            if parameter.requires_grad:  # others are computed, not saved: sinusoidal positions
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 
@@ -99,6 +99,7 @@ def _shrunk(kind: type[PreTrainedConfig], fixes: dict[str, Any]) -> PreTrainedCo
     values: dict[str, Any] = {}
     parts = getattr(kind, "sub_configs", {})
     default: Any = None
+    fields = {field.name for field in dataclasses.fields(kind)}
     for field in dataclasses.fields(kind):
         if field.name in parts:
             continue
@@ -116,8 +117,8 @@ def _shrunk(kind: type[PreTrainedConfig], fixes: dict[str, Any]) -> PreTrainedCo
     values |= {name: value for name, value in fixes.items() if name not in parts or value is None}
     config = kind(**values)
     kinds = getattr(config, "layer_types", None)
-    if kinds and "layer_types" not in values and not any("full" in k or "sliding" in k or k == "hybrid" for k in kinds):
-        config = kind(**values, layer_types=[*kinds[:-1], "full_attention"])  # no hybrid does without attention
+    if kinds and "layer_types" in fields and set(kinds) <= {"linear_attention", "conv"}:
+        config = kind(**{**values, "layer_types": [*kinds[:-1], "full_attention"]})  # hybrids do not go without
     return config
 
 
