@@ -78,11 +78,14 @@ def test_patterns_are_few_and_hit_nothing_else() -> None:
 
 
 def test_what_is_stacked_without_being_experts() -> None:
-    """Block-diagonal matrices of a recurrence, and scales kept as [channels, 1, 1]."""
+    """Matrices a head, of a recurrence, and scales kept as [channels, 1, 1]."""
 
     def stacks(*shapes: tuple[int, int, int]) -> nn.Module:
         return nn.Sequential(nn.ParameterList(torch.zeros(shape) for shape in shapes))
 
     assert find_experts(stacks((4, 8, 8), (4, 8, 8))) == []
     assert find_experts(stacks((4, 1, 1), (4, 1, 1))) == []
-    assert find_experts(stacks((4, 16, 8), (4, 8, 8))) == ["0"]
+    assert find_experts(stacks((4, 20, 8), (4, 8, 3))) == []  # from a head's features to a few of them
+    assert find_experts(stacks((4, 24, 8), (4, 8, 12))) == ["0"]
+    assert find_experts(stacks((4, 8, 12), (4, 12, 8))) == ["0"]
+    assert find_experts(stacks((4, 8, 24), (4, 12, 8))) == ["0"]

@@ -182,7 +182,7 @@ def _place(seen: Trace, output: Call, inputs: tuple[Call, ...]) -> _Place:
     around = next(output.inside())
     return _Place(
         inputs[0].path,
-        obstacle=f"the code of {type(around.module).__name__} ({around.path}) does more between its linear layers than "
+        obstacle=f"the code of {type(around.module).__name__} does more around its linear layers than "
         "call modules one after another, or uses one of them elsewhere too, so that none can be replaced",
     )
 

@@ -44,16 +44,16 @@ def listed(paths: Sequence[str]) -> str:
 
 
 def _is_stack(module: nn.Module) -> bool:
-    """Two stacks of matrices, one matrix an expert, that multiply one after the other: [E, m, d] and [E, d, f].
+    """Two stacks of matrices, one matrix an expert, that lead from d to f features (or to gate and up) and back.
 
-    Of equal shape they are something else: the blocks of block-diagonal matrices.
+    [E, f, d] and [E, d, f], or each matrix transposed. Two stacks of equal shape are something else: the blocks of
+    block-diagonal matrices.
     """
     stacks = [p.shape for p in module.parameters(recurse=False) if p.dim() == 3 and min(p.shape) > 1]
+    pairs = [(a, b) for a in stacks for b in stacks if a[0] == b[0] and a != b]
     return any(
-        a[0] == b[0] and a != b and (a[2] == b[1] or a[1] == b[2])
-        for i, a in enumerate(stacks)
-        for b in stacks[i + 1 :]
-    )
+        (a[2] == b[1] and a[1] in (b[2], 2 * b[2])) or (a[1] == b[2] and a[2] in (b[1], 2 * b[1])) for a, b in pairs
+    )  # fmt: skip
 
 
 def _is_named_so(name: str, module: nn.Module) -> bool:
