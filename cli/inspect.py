@@ -31,6 +31,7 @@ def inspect(
 def _show(described: dict[str, Any]) -> None:
     from compress.evaluate.tables import table
     from compress.evaluate.wording import bytes_text, count_text, number
+    from compress.sites import listed
 
     out = console()
     out.print(f"{described['model']}: {described['architecture']}, {described['task']}")
@@ -66,3 +67,5 @@ def _show(described: dict[str, Any]) -> None:
     for site in described["sites"]:
         if site["obstacle"]:
             out.print(f"{site['name']} cannot be converted: {site['obstacle']}")
+    if described["experts"]:
+        out.print(f"{listed(described['experts'])} hold a mixture of experts and cannot be converted")

@@ -14,7 +14,7 @@ import torch
 
 from .checkpoint import Placement, round_rest, save_checkpoint, write_report
 from .data import Corpus, EvalData, check_data, load_corpus, load_examples
-from .distill.activations import Tap
+from .distill.activations import Tap, check_reached
 from .distill.job import Job, hash_file
 from .distill.stages import Stages
 from .errors import RecipeError
@@ -22,9 +22,9 @@ from .evaluate import Report, evaluate
 from .evaluate.tasks import load_tasks
 from .lookup import LookupFFN, pack
 from .models import Pretrained, load_pretrained
-from .plan import Plan, make_plan
+from .plan import Plan, choose_sites, make_plan
 from .recipe import Recipe, load_recipe, restore_recipe
-from .sites import find_norms, find_sites, swap
+from .sites import find_experts, find_norms, find_sites, swap
 
 Announce = Callable[[Plan], None]
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
@@ -136,9 +136,10 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     pretrained = load_pretrained(
         source, trust_remote_code=options["trust_remote_code"], device=options["device"]
     )  # fmt: skip
-    sites = find_sites(pretrained.model)
+    sites, experts = find_sites(pretrained.model), find_experts(pretrained.model)
+    choose_sites(sites, recipe, experts)  # before the data is read, which may take long
     corpus = load_corpus(recipe.data, pretrained, recipe.seed)
-    plan = make_plan(sites, recipe, corpus)
+    plan = make_plan(sites, recipe, corpus, experts)
     if recipe.eval.data is None:
         examples = EvalData.held_out(corpus.holdout, pretrained.task, corpus.description)
     else:
@@ -147,6 +148,7 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     if recipe.eval.tasks:
         load_tasks(recipe.eval.tasks, pretrained)  # now, so that hours are not spent before a mistake is found
     taps = [Tap(entry.site, norms[entry.site.name]) for entry in plan.converted]
+    check_reached(pretrained.model, taps, next(iter(corpus.holdout.batches(1))))
     weights = sorted(path for pattern in _WEIGHTS for path in pretrained.folder.glob(pattern))
     fingerprints = {
         "model": "".join(hash_file(path) for path in weights),

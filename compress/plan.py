@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import CompressError
+from .errors import CompressError, SiteError
 from .lookup import Geometry
 from .lookup.budget import DenseGeometry, Sizes, cost, fill, most_tables, stored_bytes
-from .recipe import LookupSettings, Recipe, match_sites
-from .sites import check_replaceable
+from .recipe import LookupSettings, Recipe, included_names, match_sites, patterns_for
+from .sites import experts_error, listed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -96,19 +97,42 @@ def dense_geometry(site: Site) -> DenseGeometry:
     return DenseGeometry(site.d_in, site.d_hidden, site.d_out, site.gated, site.activation)
 
 
-def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus) -> Plan:
-    """Match the recipe to the sites and fill every size that it leaves open.
+def choose_sites(
+    sites: Sequence[Site], recipe: Recipe, experts: Sequence[str] = ()
+) -> dict[str, LookupSettings | None]:
+    """Match the recipe to a model's sites: the settings of each, None where it stays dense.
 
-    Raises RecipeError where a pattern hits nothing, SiteError where a site cannot be replaced, CompressError where
-    sizes do not fit a site or its budget.
+    Raises RecipeError where a pattern hits nothing, ModelError where the recipe includes layers with `experts`,
+    SiteError where it includes sites that cannot be replaced; the messages say which to include instead.
     """
-    settings = match_sites(recipe, [site.name for site in sites])
+    names = [site.name for site in sites]
+    included = included_names(recipe, [*names, *experts])
+    good = [site.name for site in sites if not site.obstacle]
+    others = [*experts, *(site.name for site in sites if site.obstacle)]
+    instead = f"include only the others: sites.include: {json.dumps(patterns_for(good, others))}"
+    if routed := [path for path in experts if path in included]:
+        raise experts_error(routed, instead if good else "convert a model with dense feed-forward networks")
+    settings = match_sites(recipe, names, experts)
+    if blocked := [site for site in sites if site.obstacle and settings[site.name] is not None]:
+        reasons = list(dict.fromkeys(site.obstacle for site in blocked))
+        raise SiteError(
+            f"{listed([site.name for site in blocked])} cannot be replaced: {'; '.join(map(str, reasons))}",
+            where=blocked[0].name,
+            remedy=instead if good else "convert another model: this one has no other feed-forward networks",
+        )
+    return settings
+
+
+def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus, experts: Sequence[str] = ()) -> Plan:
+    """Fill every size that the recipe leaves open, of the sites that it chooses (`choose_sites`).
+
+    Raises what `choose_sites` does, and CompressError where sizes do not fit a site or its budget.
+    """
+    settings = choose_sites(sites, recipe, experts)
     tokens = recipe.distill.steps * recipe.distill.batch_tokens + recipe.finetune.steps * recipe.finetune.batch_tokens
     entries, bounded = [], False
     for site in sites:
         chosen = settings[site.name]
-        if chosen is not None:
-            check_replaceable(site)
         try:
             geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens, corpus.train.tokens)
         except CompressError as error:
@@ -117,6 +141,8 @@ def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus) -> Plan:
             bounded |= geometry.tables == most_tables(corpus.train.tokens, geometry.bits)
         entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype))
     notes = [corpus.description]
+    if experts:
+        notes.append(f"{listed(experts)} hold a mixture of experts and stay as they are")
     if recipe.fit.tokens > corpus.train.tokens:
         notes.append(f"fit.tokens = {recipe.fit.tokens:,} is clamped to the {corpus.train.tokens:,} there are")
     if bounded:

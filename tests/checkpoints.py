@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from compress.checkpoint import Placement, save_checkpoint
 from compress.lookup import LookupFFN, pack
 from compress.models import Pretrained
-from compress.sites import find_sites, swap
+from compress.sites import example_inputs, find_sites, swap
 
 TASKS = {
     "llama": "causal", "gpt2": "causal", "bert": "embedding", "bert_masked": "masked", "vit": "image-classification",
@@ -121,6 +121,21 @@ def save(name: str, root: Path, *, dtype: torch.dtype = torch.float32, **changes
     }  # fmt: skip
     save_checkpoint(out, **{**arguments, **changes})
     return SimpleNamespace(folder=out, model=model, placements=placements, name=name, source=source)
+
+
+def save_model(model: nn.Module, root: Path) -> Path:
+    """Save any model to root/dense, put students in and make the checkpoint root/out of it; returns its folder."""
+    source, out = root / "dense", root / "out"
+    model.save_pretrained(source)
+    batch = example_inputs(model)
+    placements = convert(model)
+    out.mkdir()
+    save_checkpoint(
+        out, model=model, source=Pretrained(model, None, "causal", "acme/pico@main", "abc123", source),
+        placements=placements, recipe_text="version: 1\n", resolved_recipe="version: 1\n", report=None,
+        probe_batch=batch,
+    )  # fmt: skip
+    return out
 
 
 def edit_config(folder: Path, **changes: object) -> None:

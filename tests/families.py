@@ -216,20 +216,43 @@ FAMILIES: dict[str, Family] = {
     ),
 }  # fmt: skip
 
-EXPERTS: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {  # and the module that the refusal must name
-    "mixtral": (
-        lambda: build("MixtralForCausalLM", "MixtralConfig", **_DECODER, num_local_experts=4),
-        "model.layers.0.mlp.experts",
+EXPERTS: dict[str, Callable[[], PreTrainedModel]] = {  # in both layers
+    "mixtral": lambda: build("MixtralForCausalLM", "MixtralConfig", **_DECODER, num_local_experts=4),
+    "qwen2_moe": lambda: build(
+        "Qwen2MoeForCausalLM", "Qwen2MoeConfig", **{**_TEXT, "num_key_value_heads": 2}, num_experts=4,
+        moe_intermediate_size=16, shared_expert_intermediate_size=48,
+    ),
+}  # fmt: skip
+
+MIXED: dict[str, tuple[Callable[[], PreTrainedModel], list[str], list[str]]] = {  # sites; layers with experts
+    "deepseek": (
+        lambda: build(
+            "DeepseekV3ForCausalLM", "DeepseekV3Config", **{**_TEXT, "num_hidden_layers": 3}, first_k_dense_replace=2,
+            n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=48,
+            num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+            v_head_dim=8, head_dim=8,
+        ), ["layers.0.mlp.down_proj", "layers.1.mlp.down_proj"], ["layers.2.mlp"],
     ),
     "qwen2_moe": (
         lambda: build(
             "Qwen2MoeForCausalLM", "Qwen2MoeConfig", **{**_TEXT, "num_key_value_heads": 2}, num_experts=4,
-            moe_intermediate_size=16, shared_expert_intermediate_size=16,
-        ), "model.layers.0.mlp.experts",
+            moe_intermediate_size=16, shared_expert_intermediate_size=48, mlp_only_layers=[1],
+        ), ["layers.1.mlp.down_proj"], ["layers.0.mlp"],
+    ),
+    "llama4": (
+        lambda: build(
+            "Llama4ForCausalLM", "Llama4TextConfig", **_DECODER, intermediate_size_mlp=64, num_local_experts=4,
+            interleave_moe_layer_step=2,
+        ), ["model.layers.0.feed_forward.down_proj"],
+        ["model.layers.1.feed_forward"],
     ),
     "switch": (
-        lambda: build("SwitchTransformersModel", "SwitchTransformersConfig", **_T5, num_experts=4),
-        "decoder.block.1.layer.2.mlp.experts",
+        lambda: build(
+            "SwitchTransformersModel", "SwitchTransformersConfig", **_T5, num_decoder_layers=2, num_experts=4,
+            num_sparse_encoder_layers=1, num_sparse_decoder_layers=1,
+        ),
+        ["encoder.block.0.layer.1.mlp.wo", "decoder.block.0.layer.2.mlp.wo"],
+        ["encoder.block.1.layer.1.mlp", "decoder.block.1.layer.2.mlp"],
     ),
 }  # fmt: skip
 

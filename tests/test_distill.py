@@ -1,14 +1,17 @@
 import copy
+from dataclasses import replace
 
 import pico
 import pytest
 import torch
-from families import build
+from families import FAMILIES, build
+from torch import nn
 
 from compress.dense import DenseWeights
-from compress.distill.activations import Activations, Tap, forward_to, observe
+from compress.distill.activations import Activations, Tap, check_reached, forward_to, observe
 from compress.distill.objectives import BehindNorm, embedding_error, logits_divergence, mean_pool, output_error
 from compress.distill.optimisation import Schedule, adam, scheduled, student_groups
+from compress.errors import DataError
 from compress.lookup import LookupFFN
 from compress.replace import replace_ffn
 from compress.sites import example_inputs, find_norms, find_sites, site_weights, swap
@@ -39,6 +42,22 @@ def test_a_trace_holds_inputs_answers_and_what_the_norm_sees(family: str) -> Non
         assert tap.norm is not None
         assert behind.shape == y.shape
         assert not torch.equal(behind, y)
+
+
+def test_data_that_never_reaches_a_site_is_refused() -> None:
+    model = FAMILIES["clip"].make()
+    text = taps(model.text_model)
+    batch = {name: value for name, value in example_inputs(model).items() if name != "pixel_values"}
+    check_reached(model.text_model, text, batch)
+    both = nn.ModuleDict({"text": model.text_model, "vision": model.vision_model})
+    both.forward = lambda **given: both["text"](**given)
+    sites = [
+        replace(tap.site, name=path, entry=path, output=path)
+        for tap in text[:1]
+        for path in ("text.encoder.layers.0.mlp.fc2", "vision.encoder.layers.0.mlp.fc2")
+    ]
+    with pytest.raises(DataError, match=r"never reaches vision\.encoder\.layers\.0\.mlp\.fc2"):
+        check_reached(both, [Tap(site, None) for site in sites], batch)
 
 
 def test_an_answer_that_the_model_adds_to_in_place_is_recorded_before() -> None:

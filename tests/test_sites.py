@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from compress.dense import ACTIVATIONS, DenseWeights
-from compress.errors import ModelError, SiteError
+from compress.errors import SiteError
 from compress.lookup import LookupFFN
 from compress.sites import (
     Site,
@@ -140,14 +140,6 @@ def test_a_student_that_is_not_the_ffn_is_what_the_model_computes_with() -> None
     before = outputs(model, example)[0]
     swap(model, site, nn.Linear(site.d_in, site.d_out))
     assert not torch.allclose(outputs(model, example)[0], before, atol=1e-2)
-
-
-@pytest.mark.parametrize("name", families.EXPERTS)
-def test_experts_are_refused_by_name(name: str) -> None:
-    make, experts = families.EXPERTS[name]
-    with pytest.raises(ModelError, match="mixture of experts") as caught:
-        find_sites(make())
-    assert caught.value.where == experts
 
 
 def test_a_model_without_ffn_says_what_was_looked_for() -> None:
@@ -315,6 +307,150 @@ def test_dropout_stays_and_an_activation_in_place_goes() -> None:
     before = outputs(model, EXAMPLE)[0]
     swap(model, site, plain(model, site))
     torch.testing.assert_close(outputs(model, EXAMPLE)[0], before)
+
+
+class Between(nn.Module):
+    """An FFN of its own with something between activation and output."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.up, self.down, self.between = nn.Linear(16, 24), nn.Linear(24, 16), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.between(functional.gelu(self.up(x))))
+
+
+class DepthWise(nn.Module):
+    """A filter of its own for each feature, over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(24, 24, 3, padding=1, groups=24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"), [(DepthWise(), "a depth-wise convolution stands between"), (nn.RMSNorm(24), "a norm stands")]
+)
+def test_what_is_not_elementwise_between_the_layers_is_a_reason(between: nn.Module, reason: str) -> None:
+    class Model(Layer):
+        def ffn(self, x: Tensor) -> Tensor:
+            return self.mlp(x)
+
+    (site,) = find_sites(Model(mlp=Between(between)).eval(), EXAMPLE)
+    assert (site.name, site.d_hidden) == ("mlp.down", 24)
+    assert reason in (site.obstacle or "")
+
+
+def test_a_gated_short_convolution_is_no_ffn() -> None:
+    class Mixer(Layer):
+        def ffn(self, x: Tensor) -> Tensor:
+            gate, value = self.up(x).chunk(2, dim=-1)
+            return self.down(gate * self.conv(value.transpose(1, 2)).transpose(1, 2))
+
+    parts = {"up": nn.Linear(16, 32), "down": nn.Linear(16, 16), "conv": nn.Conv1d(16, 16, 3, padding=1, groups=16)}
+    with pytest.raises(SiteError, match="no feed-forward network"):
+        find_sites(Mixer(**parts).eval(), EXAMPLE)
+
+
+def test_constants_made_on_the_way_count_as_constants() -> None:
+    class Scaled(Layer):
+        def ffn(self, x: Tensor) -> Tensor:
+            return self.mlp(x)
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+            self.scale = nn.Parameter(torch.ones(24))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(functional.silu(self.up(x) * (self.scale * 3.0)))
+
+    (site,) = find_sites(Scaled(mlp=Inner()).eval(), EXAMPLE)
+    assert (site.name, site.activation) == ("mlp.down", "unknown")
+
+
+def test_a_site_whose_modules_compute_something_else_is_not_replaceable() -> None:
+    """The trace is of one input; on others this module scales what its linear layers give."""
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.down(functional.gelu(self.up(x)))
+            return y if torch.equal(x, self.known) else 1.01 * y
+
+    class Model(Layer):
+        def ffn(self, x: Tensor) -> Tensor:
+            self.mlp.known = x
+            return self.mlp(x)
+
+    (site,) = find_sites(Model(mlp=Inner()).eval(), EXAMPLE)
+    assert "do not give what its modules compute: 0.01 off" in (site.obstacle or "")
+
+
+def test_a_module_that_wants_its_number_of_tokens_is_still_checked() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(functional.gelu(self.up(x.view(2, 5, 16))))
+
+    class Model(Layer):
+        def ffn(self, x: Tensor) -> Tensor:
+            return self.mlp(x)
+
+    (site,) = find_sites(Model(mlp=Inner()).eval(), EXAMPLE)
+    assert site.obstacle is None
+
+
+def test_a_bottleneck_beside_a_wide_ffn_is_an_adapter() -> None:
+    class Adapted(Layer):
+        def ffn(self, x: Tensor) -> Tensor:
+            x = self.down(functional.gelu(self.up(x)))
+            return x + self.out(functional.relu(self.into(x)))
+
+    class Narrow(Layer):
+        def ffn(self, x: Tensor) -> Tensor:
+            return self.down(functional.gelu(self.up(x)))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            adapter = {"into": nn.Linear(16, 4), "out": nn.Linear(4, 16)}
+            self.layers = nn.ModuleList([Adapted(**two(), **adapter), Narrow(**two(8))])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    names = [site.name for site in find_sites(Model().eval(), EXAMPLE)]
+    assert names == ["layers.0.down", "layers.1.down"]  # of different widths; one below its input's
+
+
+def test_towers_that_text_does_not_reach_are_searched_by_themselves() -> None:
+    import transformers
+
+    config = transformers.Qwen2AudioConfig(
+        text_config={"model_type": "qwen2", **families._TEXT, "num_key_value_heads": 2},
+        audio_config={
+            "model_type": "qwen2_audio_encoder", "d_model": 32, "encoder_layers": 1, "encoder_ffn_dim": 64,
+            "encoder_attention_heads": 4, "num_mel_bins": 16, "max_source_positions": 20,
+        },
+        audio_token_index=3,
+    )  # fmt: skip
+    model = transformers.Qwen2AudioForConditionalGeneration(config).eval()
+    names = [site.name for site in find_sites(model)]
+    assert len(names) == 3
+    assert names[-1].endswith("audio_tower.layers.0.fc2")
 
 
 def test_a_module_used_in_two_places_is_replaced_in_both() -> None:

@@ -92,7 +92,7 @@ def round_rest(model: nn.Module, source: Pretrained) -> None:
     name = _dtype_name(read_config_file(source.folder))
     if name not in ("bfloat16", "float16"):
         return
-    before = dict(source.model.named_parameters())  # names of students are not among them
+    before = dict(source.model.named_parameters())  # of a student's names only a vector's may be one
     for path, parameter in model.named_parameters():
         if parameter.dim() > 1 and path in before and not torch.equal(parameter, before[path]):
             parameter.copy_(parameter.to(getattr(torch, name)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Split, token_mask
+from ..errors import DataError
 from ..lookup import LookupFFN, PackedLookupFFN
-from ..sites import Site
+from ..sites import Site, listed
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,19 @@ def forward_to(model: nn.Module, tap: Tap, batch: dict[str, Tensor]) -> Trace:
     with observe(model, [tap], stop=True) as traces:
         model(**batch)
     return traces[tap.site.name]
+
+
+@torch.no_grad()
+def check_reached(model: nn.Module, taps: Sequence[Tap], batch: Mapping[str, Tensor]) -> None:
+    """Raise DataError naming the sites that a batch of the data never reaches: an encoder of images, given texts."""
+    with observe(model, taps) as traces:
+        model(**{key: value.to(_device(model)) for key, value in batch.items()})
+    if missed := [name for name, trace in traces.items() if not trace.x]:
+        raise DataError(
+            f"the data never reaches {listed(missed)}",
+            where="data.source, sites",
+            remedy="exclude these in the recipe (sites.exclude), or distil on data of the kind that they work on",
+        )
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -13,7 +13,7 @@ from ..checkpoint import read_config
 from ..data.inputs import longest_sequence
 from ..lookup import PackedLookupFFN, budget
 from ..plan import dense_geometry
-from ..sites import Site, example_inputs, find_sites
+from ..sites import Site, example_inputs, find_experts, find_sites
 from .setting import public_name
 from .sizes import int8_bytes, stored_bytes, stored_width
 from .students import Student, ffn_cost, ffn_sizes, storage, students
@@ -29,8 +29,9 @@ def inspect_model(pretrained: Pretrained) -> dict[str, Any]:
     """Describe a dense or a compressed model; the values of `compress inspect --json`.
 
     sites: sizes of each, `dense` and `compressed` (None where it is dense) with parameters, multiply_adds per token,
-    bytes stored and bytes_per_token read, a dense FFN in int8.  total: the same of the whole model; ffn_share is the
-    FFNs' part of all multiply-adds at `sequence_length` tokens (None where the model cannot be counted).
+    bytes stored and bytes_per_token read, a dense FFN in int8.  experts: layers with a mixture of experts, no sites.
+    total: the same of the whole model; ffn_share is the FFNs' part of all multiply-adds at `sequence_length` tokens
+    (None where the model cannot be counted).
     Raises SiteError where there is no FFN.
     """
     model = pretrained.model
@@ -69,6 +70,7 @@ def inspect_model(pretrained: Pretrained) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "sequence_length": length,
         "sites": [_site(site, found.get(site.name)) for site in sites],
+        "experts": find_experts(dense),
         "total": total,
     }
 

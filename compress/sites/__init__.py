@@ -2,6 +2,7 @@
 
 from .discovery import find_sites
 from .examples import example_inputs
+from .experts import experts_error, find_experts, listed
 from .norms import find_norms
 from .site import Site, base_model, base_model_path, dense_parameter_name, from_base, to_base
 from .swapping import StandIn, Swap, check_replaceable, place, swap
@@ -16,9 +17,12 @@ __all__ = [
     "check_replaceable",
     "dense_parameter_name",
     "example_inputs",
+    "experts_error",
+    "find_experts",
     "find_norms",
     "find_sites",
     "from_base",
+    "listed",
     "place",
     "site_weights",
     "swap",

@@ -24,6 +24,18 @@ class Activation:
     inputs: tuple[Any, ...]
     gated: bool
     layout: Layout = "separate"
+    holds: frozenset[str] = frozenset()  # what else stands between the linear layers
+
+
+def holding(function: Function, shapes: dict[Any, torch.Size], hidden: int) -> Activation | None:
+    """Describe a function of linear outputs that holds more than elementwise operators, as far as that goes."""
+    wide = [shape[-1] / hidden for shape in shapes.values()]
+    if wide not in ([1], [2], [1, 1]):
+        return None
+    fused = wide == [2]
+    return Activation(
+        "unknown", tuple(shapes), wide != [1], "gate_up" if fused else "separate", holds=function.holds
+    )  # fmt: skip
 
 
 def recognise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,18 +22,23 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     text alone. Raises SiteError where the config does not say enough.
     """
     config = getattr(model, "config", None)
-    accepted = inspect.signature(model.forward).parameters
+    accepted = _accepted(model)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     example: dict[str, Tensor] = {}
     if config is not None:
         if "input_ids" in accepted and _vocabulary(config):
             example["input_ids"] = _token_ids(config, rows=2)
-        if "pixel_values" in accepted and not _splices_images(config):
+        if "pixel_values" in accepted and "spatial_shapes" in accepted:
+            example |= _patches(config, rows=2 if example else 1)
+        elif "pixel_values" in accepted and not _splices_images(config):
             example["pixel_values"] = _noise(2 if example else 1, *_image_shape(config))
         if "input_features" in accepted and _main_input(model) == "input_features":
-            example["input_features"] = _noise(1, *_feature_shape(config))
-        if "input_values" in accepted:
-            example["input_values"] = _noise(1, SAMPLES)
+            frames_first, shape = _feature_shape(config)
+            example["input_features"] = _noise(1, *shape)
+            if "input_features_mask" in accepted:
+                example["input_features_mask"] = torch.ones(1, shape[0 if frames_first else 1], dtype=torch.long)
+        if "input_values" in accepted and not ("input_ids" in example and _splices_sounds(config)):
+            example["input_values"] = _noise(1, *_sound_shape(config))
         if "decoder_input_ids" in accepted and getattr(config, "is_encoder_decoder", False):
             batch = next(iter(example.values())).shape[0] if example else 1
             example["decoder_input_ids"] = _token_ids(config, rows=batch)
@@ -47,6 +53,14 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _accepted(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """Parameters of the forward method; a wrapper that passes everything on has those of the module inside."""
+    parameters = inspect.signature(model.forward).parameters
+    passes_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+    inside = [child for child in model.children() if hasattr(child, "config")]
+    return _accepted(inside[0]) if passes_on and len(inside) == 1 else parameters
+
+
 def _main_input(model: nn.Module) -> str:
     return str(getattr(model, "main_input_name", ""))
 
@@ -59,7 +73,10 @@ def _token_ids(config: Any, rows: int) -> Tensor:
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or TOKENS
     length = min(TOKENS, positions) if positions > 0 else TOKENS  # XLNet says -1 for as many as you like
-    special = {getattr(text, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos")}
+    special: set[Any] = set()
+    for kind in ("pad", "bos", "eos"):
+        token = getattr(text, f"{kind}_token_id", None)
+        special |= set(token) if isinstance(token, (list, tuple)) else {token}
     usable = [token for token in range(min(_vocabulary(config), 256)) if token not in special] or [0]
     return torch.tensor([[usable[(7 * i + 3 * row) % len(usable)] for i in range(length)] for row in range(rows)])
 
@@ -77,11 +94,46 @@ def _image_shape(config: Any) -> tuple[int, int, int]:
     return getattr(vision, "num_channels", None) or 3, height, width
 
 
-def _feature_shape(config: Any) -> tuple[int, int]:
-    """[mel bins, frames]: an encoder with learned positions takes exactly two frames a position."""
-    audio = getattr(config, "audio_config", None) or config
-    positions = getattr(audio, "max_source_positions", None) or 100
-    return getattr(audio, "num_mel_bins", None) or 80, 2 * positions
+def _patches(config: Any, rows: int) -> dict[str, Tensor]:
+    """An image cut into a square of patches beforehand: [rows, patches, C * P * P]."""
+    vision = getattr(config, "vision_config", None) or config
+    side = 4
+    width = vision.num_channels * vision.patch_size**2
+    return {
+        "pixel_values": _noise(rows, side * side, width),
+        "pixel_attention_mask": torch.ones(rows, side * side, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[side, side]] * rows),
+    }
+
+
+def _splices_sounds(config: Any) -> bool:
+    return any(getattr(config, key, None) is not None for key in ("audio_token_id", "audio_token_index"))
+
+
+def _sound_shape(config: Any) -> tuple[int, ...]:
+    """[samples], with a channel where the config says how many there are; [frames, mel bins] of a spectrogram."""
+    bins, frames = getattr(config, "num_mel_bins", None), getattr(config, "max_length", None)
+    if bins and frames and getattr(config, "time_stride", None):
+        return frames, bins
+    return (config.audio_channels, SAMPLES) if getattr(config, "audio_channels", None) else (SAMPLES,)
+
+
+_FRAMES = 100
+
+
+def _feature_shape(config: Any) -> tuple[bool, tuple[int, int]]:
+    """[mel bins, frames], as encoders that begin with convolutions over time take; others [frames, features]: True.
+
+    An encoder with learned positions takes exactly two frames a position.
+    """
+    audio = next((part for key in ("audio_config", "encoder_config") if (part := getattr(config, key, None))), config)
+    for key in ("feature_projection_input_dim", "input_feat_per_channel", "input_dim"):
+        if getattr(audio, key, None):
+            return True, (2 * _FRAMES, getattr(audio, key))
+    bins = getattr(audio, "num_mel_bins", None) or 80
+    if getattr(audio, "subsampling_conv_channels", None):
+        return True, (2 * _FRAMES, bins)
+    return False, (bins, 2 * (getattr(audio, "max_source_positions", None) or _FRAMES))
 
 
 def _noise(*shape: int) -> Tensor:

@@ -1,8 +1,9 @@
 """How values flow through one forward pass, seen operator by operator.
 
 A tensor that is an elementwise function of linear layers' outputs, and of nothing else but constants, carries that
-function; anything that mixes positions or other data in (matmul, softmax, a norm, attention) ends it. That alone tells
-a feed-forward network from attention, whatever the modules are called.
+function; anything that mixes other data in (matmul, softmax, attention) ends it. That alone tells a feed-forward
+network from attention, whatever the modules are called. A norm or a depth-wise convolution on the way is written down:
+what holds one is a feed-forward network, though none of the simple kind.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ _aten = torch.ops.aten
 _COPIES = {_aten.clone.default, _aten._to_copy.default, _aten._unsafe_view.default}
 _UNTAGGED = {_aten.gelu_.default, _aten.hardswish.default, _aten.hardswish_.default, _aten.glu.default}
 _NORMS = {_aten.native_layer_norm.default, _aten._fused_rms_norm.default, _aten.native_group_norm.default}
+_REDUCTIONS = {
+    *(_aten.mean.dim, _aten.sum.dim_IntList, _aten.var.correction, _aten.linalg_vector_norm.default),
+    *(_aten.norm.ScalarOpt_dim, _aten.amax.default, _aten.native_layer_norm.default, _aten._fused_rms_norm.default),
+}
 _SUMS = {_aten.add.Tensor, _aten.add_.Tensor, _aten.addcmul.default, _aten.addcmul_.default}
 
 
@@ -45,6 +50,7 @@ class Function:
     """A tensor as a function of linear outputs; `source` is one such output, named by whoever ran the linear."""
 
     sources: frozenset[Any]
+    holds: frozenset[str] = frozenset()  # what on the way is not elementwise
     source: Any = None
     operator: OpOverload | None = None
     args: tuple[Any, ...] = ()  # tensors that are functions of the sources appear as Function
@@ -77,6 +83,7 @@ class FlowTracer(TorchDispatchMode):
         self._copies: dict[Key, Key] = {}
         self._writes: Counter[int] = Counter()  # by address; memory that is handed out anew counts as written
         self._constants = {_address(tensor) for tensor in constants}
+        self._computed: set[Key] = set()  # tensors that were made of constants alone
 
     def value(self, tensor: Tensor) -> Value:
         """Identify a tensor as it is now."""
@@ -84,7 +91,7 @@ class FlowTracer(TorchDispatchMode):
 
     def start(self, tensor: Tensor, source: Any) -> None:
         """Declare a linear layer's output."""
-        self.functions[self._exact(tensor)] = Function(frozenset([source]), source)
+        self.functions[self._exact(tensor)] = Function(frozenset([source]), source=source)
 
     def mark(self, tensor: Tensor, source: Any) -> None:
         """Watch where a tensor goes: a feed-forward network's output."""
@@ -100,28 +107,35 @@ class FlowTracer(TorchDispatchMode):
         if not isinstance(func, OpOverload):
             return result
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        constant = bool(inputs) and all(self._is_constant(tensor) for tensor in inputs)
         old = set() if func is _aten.lift_fresh.default else {_address(tensor) for tensor in inputs}
         written = {_address(tensor) for tensor in _written(func, args, kwargs or {})}
         for address in written | {_address(tensor) for tensor in outputs} - old:
             self._writes[address] += 1
+        if constant and not written:
+            self._computed |= {self._exact(tensor) for tensor in outputs}
         local = torch.Tag.pointwise in func.tags or func.is_view or func in _COPIES or func in _UNTAGGED
+        holds = _holds(func, args)
         if func in _COPIES and inputs and outputs[0].shape[-1:] == inputs[0].shape[-1:]:
             self._copies[self._tokens(outputs[0])] = tokens
-        if local:
+        if local or holds:
             known = [self.functions.get(key) for key in keys]
             if any(known) and all(f or self._is_constant(t) for f, t in zip(known, inputs, strict=True)):
                 of_tensor = {id(tensor): f for tensor, f in zip(inputs, known, strict=True) if f}
                 seen = tree_unflatten([of_tensor.get(id(leaf), leaf) for leaf in leaves], structure)
-                self._note(func, seen, outputs, [f for f in known if f])
+                self._note(func, seen, outputs, [f for f in known if f], holds)
         if local or func in _NORMS:
             self._carry(func, inputs, keys, outputs)
         return result
 
-    def _note(self, func: OpOverload, arguments: Any, outputs: list[Tensor], parents: list[Function]) -> None:
+    def _note(
+        self, func: OpOverload, arguments: Any, outputs: list[Tensor], parents: list[Function], holds: frozenset[str]
+    ) -> None:
         args, kwargs = arguments
         sources = frozenset().union(*(parent.sources for parent in parents))
+        holds = holds.union(*(parent.holds for parent in parents))
         for index, output in enumerate(outputs):
-            self.functions.setdefault(self._exact(output), Function(sources, None, func, args, kwargs, index))
+            self.functions.setdefault(self._exact(output), Function(sources, holds, None, func, args, kwargs, index))
 
     def _carry(self, func: OpOverload, inputs: list[Tensor], keys: list[Key], outputs: list[Tensor]) -> None:
         held = [self.carried.get(key, frozenset()) for key in keys]
@@ -136,7 +150,9 @@ class FlowTracer(TorchDispatchMode):
             self.carried.setdefault(self._exact(output), everything)
 
     def _is_constant(self, tensor: Tensor) -> bool:
-        return tensor.numel() == 1 or _address(tensor) in self._constants
+        return (
+            tensor.numel() == 1 or _address(tensor) in self._constants or self._exact(tensor) in self._computed
+        )  # fmt: skip
 
     def _exact(self, tensor: Tensor) -> Key:
         address = _address(tensor)
@@ -148,6 +164,14 @@ class FlowTracer(TorchDispatchMode):
         if tensor.is_contiguous() and tensor.dim():
             key = (*key[:4], tensor.numel(), tensor.shape[-1])
         return self._copies.get(key, key)
+
+
+def _holds(func: OpOverload, args: tuple[Any, ...]) -> frozenset[str]:
+    if func in _REDUCTIONS:
+        return frozenset(["a norm"])
+    if func is _aten.convolution.default and args[8] > 1 and args[8] == args[1].shape[0]:  # a filter a channel
+        return frozenset(["a depth-wise convolution"])
+    return frozenset()
 
 
 def parameters_and_buffers(model: nn.Module) -> Iterable[Tensor]:

@@ -55,6 +55,10 @@ class Trace:
     joined: frozenset[Call] = frozenset()  # linear calls whose output was added to a residual
     norms: dict[Call, Call] = field(default_factory=dict)  # linear call -> first norm its output went into
 
+    def and_then(self, other: Trace) -> Trace:
+        """This pass and another one behind it."""
+        return Trace([*self.calls, *other.calls], self.joined | other.joined, {**self.norms, **other.norms})
+
     def times(self, module: nn.Module) -> int:
         """How often a module ran."""
         return sum(call.module is module for call in self.calls)
@@ -71,7 +75,7 @@ def trace(model: nn.Module, example: Mapping[str, Any], *, runs: nn.Module | Non
             remedy="load the model before looking for its sites",
         )
     recorder = _Recorder(model)
-    with recorder.watching(), _evaluating(model), torch.random.fork_rng(devices=[]), torch.no_grad(), recorder.tracer:
+    with recorder.watching(), evaluating(model), torch.random.fork_rng(devices=[]), torch.no_grad(), recorder.tracer:
         try:
             (runs or model)(**example)
         except Exception as error:
@@ -139,7 +143,8 @@ def _same_tokens(a: Value | None, b: Value) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside the block, and as it was afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
