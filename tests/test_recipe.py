@@ -271,7 +271,9 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
     return load
 
 
-def test_a_path_starts_at_the_recipe_one_on_the_command_line_here(tmp_path: Path, written: Callable[..., Recipe]) -> None:
+def test_a_path_starts_at_the_recipe_one_on_the_command_line_here(
+    tmp_path: Path, written: Callable[..., Recipe]
+) -> None:
     assert written("both.txt").data.path == str(tmp_path / "recipes/both.txt")
     assert written("part*.txt").data.path == str(tmp_path / "recipes/part*.txt")
     assert written("deep").data.path == str(tmp_path / "recipes/deep")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..untrusted import is_inside, read_json
 from .files import replace_text
 
 MANIFEST_FILE = "manifest.json"
@@ -36,15 +37,20 @@ def verify_files(folder: Path | str) -> list[Problem]:
     """Find files that are missing or not as the manifest recorded them; files added since are no problem."""
     folder = Path(folder)
     try:
-        files = dict(_read(folder)["files"])
+        files = _read(folder)["files"]
+        if not isinstance(files, dict) or not files:
+            raise TypeError("it lists no files")
+        return [Problem(name, what) for name, entry in files.items() if (what := _check(folder, name, entry))]
     except FileNotFoundError:
         return [Problem(MANIFEST_FILE, "missing")]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return [Problem(MANIFEST_FILE, f"damaged: {error}")]
-    return [Problem(name, what) for name, entry in files.items() if (what := _check(folder / name, entry))]
 
 
-def _check(path: Path, entry: dict[str, Any]) -> str | None:
+def _check(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
+    path = folder / name
+    if not is_inside(folder, path):
+        return "lies outside the folder"
     if not path.is_file():
         return "missing"
     if (size := path.stat().st_size) != entry["bytes"]:
@@ -59,7 +65,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = read_json(folder / MANIFEST_FILE)
     return manifest
 
 

@@ -182,8 +182,10 @@ class _Builder:
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MOST_DEPTH:
-                place = self.place_of(event.start_mark.line + 1).text
-                raise RecipeError("nested too deeply", where=place, remedy="`compress recipes demo` shows a recipe")
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise RecipeError(
+                    "nested too deeply", where=self.place_of(line).text, remedy="`compress recipes demo` shows a recipe"
+                )
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self.document.places.setdefault(path, self.place_of(node.start_mark.line + 1))

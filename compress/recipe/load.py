@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..containment import is_inside, links_outside
 from ..errors import RecipeError
+from ..untrusted import is_inside, links_outside
 from .check import validate
 from .document import Document, apply_override, read_document
 from .settings import HUB, Recipe
@@ -87,7 +87,7 @@ def _with_paths(document: Document, folder: Path | None) -> Document:
                 ) from None
             except _Outside as outside:
                 raise RecipeError(
-                    f"{outside} lies outside the recipe's folder, which a recipe cannot name", where=document.where(key),
+                    f"{outside} lies outside the recipe's folder: a recipe cannot name it", where=document.where(key),
                     remedy=f"put it beside the recipe, or give it on the command line: --set {'.'.join(key)}=PATH",
                 ) from None  # fmt: skip
     return document
@@ -104,7 +104,7 @@ def _located(path: str) -> str:
 
 
 def _located_in(path: str, folder: Path) -> str:
-    """Make a path that starts at `folder` absolute. Raises _Outside where it, or a file that it names, lies elsewhere."""
+    """Make a path that starts at `folder` absolute. Raises _Outside where it, or a file that it names, is elsewhere."""
     candidate = Path(path)
     if candidate.is_absolute() or ".." in candidate.parts or path.startswith("~"):
         raise _Outside(path)
