@@ -5,6 +5,7 @@ from .loading import load
 from .manifest import Problem, verify_files
 from .probe import verify_outputs
 from .saving import round_rest, save_checkpoint, write_report
+from .side_files import check_side_files
 
 __all__ = [
     "FORMAT_VERSION",
@@ -12,6 +13,7 @@ __all__ = [
     "CheckpointConfig",
     "Placement",
     "Problem",
+    "check_side_files",
     "is_compressed",
     "load",
     "read_config",
