@@ -166,9 +166,8 @@ def _recipe(folder: Path | None) -> Recipe | None:
 
 def _recipe_data(folder: Path | None, recipe: Recipe | None) -> str:
     """Name the data that the checkpoint's recipe evaluates on, if it can still be named from here."""
-    recorded = recipe.eval.data if recipe else None
-    if recorded and not recorded.startswith(HUB) and Path(recorded).name != recorded:
-        recorded = None  # a path, where `convert` leaves names
+    recorded = recipe.resolved()["eval"]["data"] if recipe else None  # a name: whatever path a stranger wrote there
+    recorded = None if recorded == ".." else recorded
     if recorded and folder is not None:  # the job, where it is still here, knows the whole path
         recorded = _journal(folder).get("recipe", {}).get("values", {}).get("eval", {}).get("data") or recorded
     if recorded and (recorded.startswith(HUB) or Path(recorded).exists()):

@@ -108,7 +108,10 @@ def apply_override(document: Document, assignment: str) -> None:
     """Set one value from `a.b=c`, where c is YAML; what stood there or below it is forgotten. Raises RecipeError."""
     key, equals, text = assignment.partition("=")
     place = Place(1_000_000 + len(document.places), f"--set {assignment}")
-    path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
+    parts = key.strip().split(".")
+    path: KeyPath = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in parts)
+    if isinstance(path[0], int):
+        path = (parts[0], *path[1:])
     if not equals or "" in path:
         raise RecipeError("not of the form key=value", where=place.text, remedy="write it as --set distill.steps=200")
     part_of = Document(place.text)
@@ -120,7 +123,7 @@ def apply_override(document: Document, assignment: str) -> None:
             holder[path[depth - 1]] = {}
             document.places[path[:depth]] = place
         holder = _inside(holder, path[:depth], place)
-    if not isinstance(holder, dict):
+    if not isinstance(holder, dict) or isinstance(path[-1], int):
         _inside(holder, path, place)
     holder[path[-1]] = value
     document.places = {known: at for known, at in document.places.items() if known[: len(path)] != path}
