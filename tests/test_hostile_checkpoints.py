@@ -10,6 +10,8 @@ import pickle
 import resource
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -402,6 +404,27 @@ def test_code_in_a_checkpoint_runs_only_when_trusted(folder: Path, tmp_path: Pat
     for read in (load, lambda folder: load_pretrained(str(folder))):
         with pytest.raises(CompressError, match="--trust-remote-code"):
             read(folder)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_no_file_in_the_working_folder_runs(folder: Path, tmp_path: Path) -> None:
+    """The installed command; `python -m compress` looks in the working folder, as Python has it."""
+    script = Path(sys.executable).with_name("compress")
+    if not script.exists():
+        pytest.skip("the command is not installed beside this Python")
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("sitecustomize", "usercustomize", "compress", "torch", "transformers", "typer", "yaml", "numpy",
+                 "safetensors", "conftest", "_kernels", "json", "wrapt"):  # fmt: skip
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'a').write({name!r})\n")
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    environment |= {"HF_HUB_OFFLINE": "1", "COMPRESS_ISA": "scalar"}
+    done = subprocess.run([script, "verify", folder], cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    environment["COMPRESS_ISA"] = "../here/_kernels.py"  # a name among those that are built in, or an error
+    done = subprocess.run([script, "verify", folder], cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is not to be had here" in done.stderr
     assert not (tmp_path / "trace").exists()
 
 

@@ -310,6 +310,17 @@ def test_a_path_in_a_recipe_cannot_leave_its_folder(
         assert "--set" in (caught.value.remedy or "")
 
 
+@pytest.mark.parametrize("name", ["../x", "/etc", "./a", "~", "a/b/c", "..", ".:x@y"])
+def test_a_data_set_in_a_recipe_is_the_hub_s(written: Callable[..., Recipe], name: str) -> None:
+    assert written("owner/name:config@v1", section="data: {source: hub, name").data.name == "owner/name:config@v1"
+    assert written("hub:owner/name", section="eval: {data").eval.data == "hub:owner/name"
+    with pytest.raises(RecipeError, match="outside the recipe's folder"):
+        written(name, section="data: {source: hub, name")
+    with pytest.raises(RecipeError, match="outside the recipe's folder"):
+        written(f"hub:{name}", section="eval: {data")
+    assert written("x", f"eval.data=hub:{name}").eval.data == f"hub:{name}"  # one's own
+
+
 @pytest.mark.parametrize("path", ["a\0b", "a\0*", "x" * 5000])
 def test_a_path_that_no_system_has(written: Callable[..., Recipe], path: str) -> None:
     try:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import difflib
 import glob
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from ..hub import is_hub_id
 from ..untrusted import is_inside, links_outside
 from .check import validate
 from .document import Document, apply_override, read_document
 from .settings import HUB, Recipe
 
-_PATHS = (("data", "path"), ("eval", "data"))
+_NAME = ("data", "name")
+_PATHS = (("data", "path"), ("eval", "data"), _NAME)
 
 
 def bundled_recipes() -> dict[str, Path]:
@@ -77,19 +80,24 @@ def _with_paths(document: Document, folder: Path | None) -> Document:
     for key in _PATHS:
         holder: Any = document.values.get(key[0])
         path = holder.get(key[1]) if isinstance(holder, dict) else None
-        if isinstance(path, str) and path and not path.startswith(HUB):
-            given = document.place(key).text.startswith("--set")
-            try:
-                holder[key[1]] = _located(path) if given or folder is None else _located_in(path, folder)
-            except (OSError, ValueError, RuntimeError) as error:  # too long, a null, someone without a home
-                raise RecipeError(
-                    f"no path: {error}", where=document.where(key), remedy="give a file, a folder or a glob"
-                ) from None
-            except _Outside as outside:
-                raise RecipeError(
-                    f"{outside} lies outside the recipe's folder: a recipe cannot name it", where=document.where(key),
-                    remedy=f"put it beside the recipe, or give it on the command line: --set {'.'.join(key)}=PATH",
-                ) from None  # fmt: skip
+        if not isinstance(path, str) or not path:
+            continue
+        own = folder is None or document.place(key).text.startswith("--set")
+        try:
+            if path.startswith(HUB) or key == _NAME:
+                if not own and not is_hub_id(re.split("[:@]", path.removeprefix(HUB))[0]):
+                    raise _Outside(path)  # the library for data sets would read a folder of this machine
+            else:
+                holder[key[1]] = _located(path) if own or folder is None else _located_in(path, folder)
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a null, someone without a home
+            raise RecipeError(
+                f"no path: {error}", where=document.where(key), remedy="give a file, a folder or a glob"
+            ) from None
+        except _Outside as outside:
+            raise RecipeError(
+                f"{outside} lies outside the recipe's folder: a recipe cannot name it", where=document.where(key),
+                remedy=f"put it beside the recipe, or give it on the command line: --set {'.'.join(key)}=PATH",
+            ) from None  # fmt: skip
     return document
 
 
