@@ -34,7 +34,7 @@ def convert(
     from compress.conversion import convert as run
 
     out = output if output is not None else default_output(model)
-    with resumable(out):
+    with resumable(out, trust_remote_code):
         report = run(
             model, recipe, out, data=data, overrides=overrides or (), device=device, threads=threads, dry_run=dry_run,
             trust_remote_code=trust_remote_code, announce=show_plan,

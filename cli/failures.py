@@ -31,18 +31,18 @@ class Commands(TyperGroup):
 
 
 @contextmanager
-def resumable(out: Path) -> Iterator[None]:
+def resumable(out: Path, trust_remote_code: bool = False) -> Iterator[None]:
     """Tell how to go on when the user interrupts a job in `out`."""
     try:
         yield
     except KeyboardInterrupt:
-        started = (out / ".job" / "journal.json").exists()
-        typer.echo(f"interrupted; continue with: {resume_command(out)}" if started else "interrupted", err=True)
+        how = f"; continue with: {resume_command(out, trust_remote_code)}"
+        typer.echo("interrupted" + (how if (out / ".job" / "journal.json").exists() else ""), err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def resume_command(out: Path) -> str:
+def resume_command(out: Path, trust_remote_code: bool = False) -> str:
     """Give the command that continues the job in `out`."""
     import shlex
 
-    return f"compress resume {shlex.quote(str(out))}"
+    return f"compress resume {shlex.quote(str(out))}" + (" --trust-remote-code" if trust_remote_code else "")

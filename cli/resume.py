@@ -9,7 +9,7 @@ import typer
 
 from .convert import finish
 from .failures import resumable
-from .options import Device, Overrides, Threads
+from .options import Device, Overrides, Threads, TrustRemoteCode
 from .show import show_plan
 
 
@@ -18,12 +18,16 @@ def resume(
     overrides: Overrides = None,
     device: Device = None,
     threads: Threads = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Go on with an interrupted conversion, on the device and with the threads that it began with."""
     from compress.conversion import resume as run
 
-    with resumable(out):
-        report = run(out, overrides=overrides or (), device=device, threads=threads, announce=show_plan)
+    with resumable(out, trust_remote_code):
+        report = run(
+            out, overrides=overrides or (), device=device, threads=threads, trust_remote_code=trust_remote_code,
+            announce=show_plan,
+        )  # fmt: skip
     if report is None:
         typer.echo(f"the conversion in {out} is finished")
     finish(out, report)

@@ -45,7 +45,7 @@ def describe(job: Job) -> dict[str, Any]:
         "threads": journal["options"]["threads"],
         "state": state,
         "stages": _stages(journal, finished),
-        "resume": resume_command(job.out) if state == "interrupted" else None,
+        "resume": resume_command(job.out, journal["options"]["trust_remote_code"]) if state == "interrupted" else None,
     }
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Placement, round_rest, save_checkpoint, write_report
+from .checkpoint import Placement, check_side_files, round_rest, save_checkpoint, write_report
 from .data import Corpus, EvalData, check_data, load_corpus, load_examples
 from .distill.activations import Tap, check_reached
 from .distill.job import Job, hash_file
 from .distill.stages import Stages
-from .errors import RecipeError
+from .errors import JobError, RecipeError
 from .evaluate import Report, evaluate
 from .evaluate.tasks import load_tasks
 from .lookup import LookupFFN, pack
@@ -90,7 +90,7 @@ def convert(
 
 def resume(
     out: str | Path, *, overrides: Sequence[str] = (), device: str | None = None, threads: int | None = None,
-    announce: Announce = lambda plan: None,
+    trust_remote_code: bool = False, announce: Announce = lambda plan: None,
 ) -> Report | None:  # fmt: skip
     """Go on with the job in `out`, on the device and threads it began with unless told otherwise.
 
@@ -103,6 +103,11 @@ def resume(
     with job.lock():  # before the journal is read for good: another process may just have added to it
         job = Job.open(Path(out))
         recorded = job.journal["options"]
+        if recorded["trust_remote_code"] and not trust_remote_code:  # a journal may come from a stranger, too
+            raise JobError(
+                "the model's own code has to run, and is not trusted", where=str(out),
+                remedy="read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True) again",
+            )  # fmt: skip
         options = _use_machine(
             device or recorded["device"], threads or recorded["threads"], recorded["trust_remote_code"]
         )
@@ -138,6 +143,7 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     )  # fmt: skip
     sites, experts = find_sites(pretrained.model), find_experts(pretrained.model)
     choose_sites(sites, recipe, experts)  # before the data is read, which may take long
+    check_side_files(pretrained.folder)
     corpus = load_corpus(recipe.data, pretrained, recipe.seed)
     plan = make_plan(sites, recipe, corpus, experts)
     if recipe.eval.data is None:

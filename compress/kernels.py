@@ -252,7 +252,8 @@ def prepare(params: Mapping[str, Tensor] | nn.Module, geometry: Geometry) -> tup
 def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
     if x.dtype != torch.float32 or not x.dim():
         raise _refuse("x", f"is {x.dtype} with {x.dim()} axes", "pass float32 [..., d_in]")
-    if len(prepared) != 2 or len(geometry) != kernel_layout.SETTINGS or not 1 <= geometry[1] <= MAX_WIDTH:
+    fitting = len(prepared) == 2 and len(geometry) == kernel_layout.SETTINGS and 1 <= geometry[1] <= MAX_WIDTH
+    if not fitting or any(buffer.device.type != "cpu" or not buffer.is_contiguous() for buffer in prepared):
         raise _refuse("prepared", "is not what `prepare` returned", "pass both its results unchanged")
     x = x.contiguous()
     weights, tables = prepared

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from .errors import ModelError
+from .errors import CompressError, ModelError
 from .hub import local_folder
+from .untrusted import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -41,6 +42,13 @@ _TOKENIZER_FILES = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model"),
 )
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+
+_OWN_CODE = "brings code of its own, which runs on your machine"
+_TRUST = "read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True)"
+_PICKLE = (
+    "the file holds more than tensors, which would run as a program: ask its authors for *.safetensors, "
+    "or choose another model"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,17 +101,28 @@ def load_pretrained(
     return Pretrained(model.eval(), processor, task, source, revision, folder)
 
 
+def model_class(architecture: object) -> type[PreTrainedModel] | None:
+    """Find the model class of transformers that a config's architecture names; None where it is none."""
+    import transformers
+
+    named = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    return named if is_model and named is not transformers.PreTrainedModel else None
+
+
 def _architecture(config: PretrainedConfig) -> str | None:
     architectures = getattr(config, "architectures", None)
-    return architectures[0] if architectures else None
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else None
 
 
 def _config(folder: Path, source: str, trust_remote_code: bool) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = read_json(folder / "config.json")
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"config.json of {source} is not valid JSON: {error}",
             where=str(folder / "config.json"),
@@ -114,8 +133,7 @@ def _config(folder: Path, source: str, trust_remote_code: bool) -> PretrainedCon
     except Exception as error:
         kind = settings.get("model_type")
         if "auto_map" in settings and not trust_remote_code:
-            what = f"{source} brings code of its own, which runs on your machine"
-            remedy = "read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True)"
+            what, remedy = f"{source} {_OWN_CODE}", _TRUST
         elif kind is None:
             what = f"config.json of {source} names no model_type"
             remedy = "give the folder of a transformers model"
@@ -129,22 +147,30 @@ def _model(
     folder: Path, source: str, config: PretrainedConfig, task: Task, trust_remote_code: bool, dtype: torch.dtype
 ) -> PreTrainedModel:
     import transformers
-    from safetensors import SafetensorError
 
     # The named class itself, as Auto classes map a config to one head of several; remote code is only known to them.
-    named = getattr(transformers, _architecture(config) or "", None)
-    kind = named or getattr(transformers, _AUTO_CLASSES[task])
-    options = {} if named else {"trust_remote_code": trust_remote_code}
+    architecture, own = _architecture(config), getattr(config, "auto_map", None) or {}
+    auto = getattr(transformers, _AUTO_CLASSES[task])
+    named = model_class(architecture)
+    if trust_remote_code and str(own.get(auto.__name__)).endswith(f".{architecture}"):
+        named = None
+    elif named is None and own and not trust_remote_code:
+        raise ModelError(f"{source} {_OWN_CODE}: {architecture}", where=str(folder / "config.json"), remedy=_TRUST)
+    kind: Any = named or auto
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # should a pooler lack weights, it is the same one each time
         try:
-            model, found = kind.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **options)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            model, found = kind.from_pretrained(
+                folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
+            )
+        except CompressError:
+            raise
+        except Exception as error:  # whatever transformers makes of a damaged config or file
             raise ModelError(
-                f"the weights of {source} cannot be loaded: {_first_line(error)}",
-                where=str(folder),
-                remedy="check that the folder holds the complete weights (*.safetensors) of the model in config.json",
-            ) from error
+                f"the weights of {source} cannot be loaded: {_first_line(error)}", where=str(folder),
+                remedy=_PICKLE if isinstance(error, UnpicklingError) or "weights_only" in str(error)
+                else "check that the folder holds the complete weights (*.safetensors) of the model in config.json",
+            ) from error  # fmt: skip
     missing = sorted(found["missing_keys"])
     if task == "embedding" and missing and all("pooler" in name.split(".") for name in missing):
         logger.warning("%s has no weights for its pooler, which stays random; token embeddings do not use it", source)
@@ -171,12 +197,13 @@ def _processor(folder: Path, source: str, model: PreTrainedModel, trust_remote_c
                 folder, backend="pil", trust_remote_code=trust_remote_code
             )
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:
         kind, extra = ("image processor", "pillow") if images else ("tokenizer", "sentencepiece or tiktoken")
+        code = not trust_remote_code and "trust_remote_code" in str(error)
         raise ModelError(
-            f"the {kind} of {source} cannot be loaded: {_first_line(error)}",
+            f"the {kind} of {source} " + (_OWN_CODE if code else f"cannot be loaded: {_first_line(error)}"),
             where=str(folder),
-            remedy=f"check its files; it may need {extra} to be installed",
+            remedy=_TRUST if code else f"check its files; it may need {extra} to be installed",
         ) from error
 
 

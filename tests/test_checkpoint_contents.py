@@ -172,11 +172,12 @@ def test_placements_and_students_must_agree(tmp_path: Path) -> None:
 @given(
     bits=st.integers(1, 8), tables=st.integers(1, 9),
     projection=st.sampled_from(["hadamard", "lowrank", "dense", "acdc"]),
-    table_dtype=st.sampled_from(["int8", "bfloat16", "float32"]), identities=st.lists(st.text(min_size=1), max_size=2),
+    table_dtype=st.sampled_from(["int8", "bfloat16", "float32"]),
+    identities=st.lists(st.text(st.characters(exclude_characters="."), min_size=1), max_size=2, unique=True),
 )  # fmt: skip
 def test_config_survives_json(bits: int, tables: int, projection: str, table_dtype: str, identities: list[str]) -> None:
     geometry = Geometry(24, 16, tables, bits, projection=projection, rank=8)
-    placement = Placement("a.b", "a", tuple(identities), geometry, table_dtype, "float32")
+    placement = Placement("a.b", "a.b", tuple(f"c.{path}" for path in identities), geometry, table_dtype, "float32")
     config = CheckpointConfig("acme/x", None, (placement,), "bfloat16", "5.24.0", {"later": [1]})
     assert CheckpointConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 

@@ -182,7 +182,7 @@ def test_options_of_a_conversion_arrive(monkeypatch: pytest.MonkeyPatch, tmp_pat
     args, kwargs = calls.pop()
     assert args == (tmp_path,)
     assert callable(kwargs.pop("announce"))
-    assert kwargs == {"overrides": (), "device": None, "threads": 1}
+    assert kwargs == {"overrides": (), "device": None, "threads": 1, "trust_remote_code": False}
 
 
 def test_the_output_is_named_after_the_model(tmp_path: Path) -> None:

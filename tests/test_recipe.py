@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -78,7 +80,7 @@ def test_scalars_are_those_of_yaml_1_2(written: str, read: object) -> None:
 @given(
     st.dictionaries(
         st.text("abc_0123 -#:'\"\n", min_size=1),
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+        st.none() | st.booleans() | st.integers(1 - 2**63, 2**63 - 1) | st.floats(allow_nan=False) | st.text()
         | st.sampled_from(["1e-3", "on", "010", "0o7", "~", "2001-01-01", "1:30", "=", "<<", "1_0", ".5"]),
     )
 )  # fmt: skip
@@ -177,6 +179,33 @@ def test_an_alias_that_grows_without_end_is_refused() -> None:
     assert "too large" in refusal("\n".join(lines)).message
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("version: 1\nfit: " + "[" * 30_000, "nested too deeply"),
+        ("version: 1\nfit: " + "{a: " * 30 + "}" * 30, "nested too deeply"),
+        ("version: 1\n" + "".join(f"{' ' * depth}a:\n" for depth in range(300)), "nested too deeply"),
+        ("version: 1\nfit: " + "- " * 300, "not valid YAML"),
+        ("version: 1\n" + "#" * 300_000, "characters"),
+        ("version: 1\nseed: " + "9" * 5000, "cannot be read as !!int"),
+        ("version: 1\nseed: 0x" + "f" * 5000, "cannot be read as !!int"),
+        ("version: 1\nseed: 9223372036854775808", "cannot be read as !!int"),
+        ('version: 1\nseed: "\\U00110000"', "not valid YAML"),
+        ('version: 1\ndata: {path: "\\ud800"}', "surrogate"),
+        ('version: 1\n"\\ud800": 1', "surrogate"),
+        ("%YAML 1" + "9" * 5000 + ".1\n---\nversion: 1", "not valid YAML"),
+        ("version: 1\n---\nversion: 1", "not valid YAML"),
+        ("version: 1\nseed: !!python/name:os.system", "tag"),
+        ("version: 1\nseed: !!python/object/apply:os.system [true]", "tag"),
+        ("version: 1\nseed: !!binary aGk=", "tag"),
+        ("version: 1\n<<: {seed: 1}", "unknown key"),
+        ("version: 1\nlookup: {bits: {a: [1]}}", "`lookup.bits` must be"),
+    ],
+)  # fmt: skip
+def test_hostile_yaml_is_refused(text: str, message: str) -> None:
+    assert message in refusal(text).message
+
+
 # -- overrides from the command line
 
 
@@ -226,26 +255,79 @@ def test_a_recipe_file_is_read_and_keeps_its_text(tmp_path: Path) -> None:
     assert load_recipe(str(file), ["seed=2"]).seed == 2
 
 
-def test_a_path_is_looked_for_beside_the_recipe_then_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("recipes", "here"):
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recipe]:
+    """Loads a recipe with a data path from recipes/r.yaml, in a working directory beside it."""
+    for folder in ("recipes", "recipes/deep", "here"):
         (tmp_path / folder).mkdir()
-    for file in ("recipes/both.txt", "here/both.txt", "here/only.txt", "recipes/part1.txt"):
+    for file in ("recipes/both.txt", "here/both.txt", "here/only.txt", "recipes/part1.txt", "recipes/deep/own.txt"):
         (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path / "here")
-    file = tmp_path / "recipes" / "r.yaml"
 
-    def path(written: str, *overrides: str) -> str | None:
-        file.write_text(f"version: 1\ndata: {{path: {written}}}\n")
-        return load_recipe(file, overrides).data.path
+    def load(path: str, *overrides: str, section: str = "data: {path") -> Recipe:
+        file = tmp_path / "recipes" / "r.yaml"
+        file.write_text(f"version: 1\n{section}: {json.dumps(path)}}}\n")
+        return load_recipe(file, overrides)
 
-    assert path("both.txt") == str(tmp_path / "recipes/both.txt")
-    assert path("only.txt") == str(tmp_path / "here/only.txt")
-    assert path("part*.txt") == str(tmp_path / "recipes/part*.txt")
-    assert path("nowhere.txt") == "nowhere.txt"
-    assert path("only.txt", "data.path=both.txt") == str(tmp_path / "here/both.txt")
-    assert load_recipe(file).with_data("both.txt").data.path == str(tmp_path / "here/both.txt")
-    file.write_text("version: 1\neval: {data: both.txt}\n")
-    assert load_recipe(file).eval.data == str(tmp_path / "recipes/both.txt")
+    return load
+
+
+def test_a_path_starts_at_the_recipe_one_on_the_command_line_here(
+    tmp_path: Path, written: Callable[..., Recipe]
+) -> None:
+    assert written("both.txt").data.path == str(tmp_path / "recipes/both.txt")
+    assert written("part*.txt").data.path == str(tmp_path / "recipes/part*.txt")
+    assert written("deep").data.path == str(tmp_path / "recipes/deep")
+    assert written("only.txt").data.path == str(tmp_path / "recipes/only.txt")  # whoever opens it reports it
+    assert written("hub.txt", section="eval: {data").eval.data == str(tmp_path / "recipes/hub.txt")
+    assert written("hub:a/b", section="eval: {data").eval.data == "hub:a/b"
+    assert written("only.txt", "data.path=both.txt").data.path == str(tmp_path / "here/both.txt")
+    assert written("x", f"data.path={tmp_path}/here/*.txt").data.path == str(tmp_path / "here/*.txt")
+    assert written("only.txt", "data.path=../recipes").data.path == f"{tmp_path}/here/../recipes"
+    assert written("x").with_data("both.txt").data.path == str(tmp_path / "here/both.txt")
+
+
+@pytest.mark.parametrize("section", ["data: {path", "eval: {data"])
+def test_a_path_in_a_recipe_cannot_leave_its_folder(
+    tmp_path: Path, written: Callable[..., Recipe], section: str
+) -> None:
+    recipes = tmp_path / "recipes"
+    (recipes / "link.txt").symlink_to(tmp_path / "here" / "only.txt")
+    (recipes / "up").symlink_to(tmp_path / "here")
+    (recipes / "holds").mkdir()
+    (recipes / "holds" / "link").symlink_to("/etc/passwd")
+    (recipes / "circle").symlink_to("circle")
+    (recipes / "fine.txt").symlink_to("both.txt")
+    assert written("fine.txt", section=section)
+    for path, named in (
+        ("/etc/passwd", "/etc/passwd"), ("../here/only.txt", "../here/only.txt"), ("deep/../../here", "deep"),
+        ("~/x", "~/x"), ("link.txt", "link.txt"), ("up/only.txt", "only.txt"), ("l*.txt", "link.txt"), ("up", "up"),
+        ("holds", "holds/link"), ("*/only.txt", "only.txt"),
+    ):  # fmt: skip
+        with pytest.raises(RecipeError, match="outside the recipe's folder") as caught:
+            written(path, section=section)
+        assert named in caught.value.message
+        assert "r.yaml:2" in (caught.value.where or "")
+        assert "--set" in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "./a", "~", "a/b/c", "..", ".:x@y"])
+def test_a_data_set_in_a_recipe_is_the_hub_s(written: Callable[..., Recipe], name: str) -> None:
+    assert written("owner/name:config@v1", section="data: {source: hub, name").data.name == "owner/name:config@v1"
+    assert written("hub:owner/name", section="eval: {data").eval.data == "hub:owner/name"
+    with pytest.raises(RecipeError, match="outside the recipe's folder"):
+        written(name, section="data: {source: hub, name")
+    with pytest.raises(RecipeError, match="outside the recipe's folder"):
+        written(f"hub:{name}", section="eval: {data")
+    assert written("x", f"eval.data=hub:{name}").eval.data == f"hub:{name}"  # one's own
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\0*", "x" * 5000])
+def test_a_path_that_no_system_has(written: Callable[..., Recipe], path: str) -> None:
+    try:
+        assert written(path).data.path
+    except RecipeError as error:
+        assert "no path" in error.message  # noqa: PT017
 
 
 def test_other_data_can_be_put_in() -> None:

@@ -5,6 +5,7 @@ from .loading import load
 from .manifest import Problem, added_files, verify_files
 from .probe import verify_outputs
 from .saving import round_rest, save_checkpoint, write_report
+from .side_files import check_side_files
 from .verification import verify
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Placement",
     "Problem",
     "added_files",
+    "check_side_files",
     "is_compressed",
     "load",
     "read_config",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +14,7 @@ from ..errors import CheckpointError, CompressError
 from ..lookup import Geometry, PackedLookupFFN
 from ..lookup.packed import HashDtype, TableDtype, packed_layout
 from ..sites import Site, to_base
+from ..untrusted import read_json
 
 METHOD = "lookup_ffn"
 FORMAT_VERSION = 1
@@ -73,8 +73,12 @@ class Placement:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Placement:
         """Read what `to_dict` wrote. Raises KeyError, TypeError, ValueError or CompressError where it is damaged."""
-        if not isinstance(values["geometry"], dict):
-            raise TypeError(f"{values['geometry']!r} is no geometry")
+        if not isinstance(values, dict):
+            raise TypeError(f"{values!r} is no site")
+        if problem := values.keys() ^ _KEYS:
+            raise ValueError(f"a site with missing or unknown keys: {', '.join(sorted(problem))}")
+        if not isinstance(values["geometry"], dict) or not isinstance(values["identities"], list):
+            raise TypeError("a site's geometry is no mapping, or its identities are no list")
         placement = cls(
             name=values["name"],
             entry=values["entry"],
@@ -84,12 +88,15 @@ class Placement:
             hash_dtype=values["hash_dtype"],
         )
         for path in (placement.name, placement.entry, *placement.identities):
-            if not isinstance(path, str):
+            if not isinstance(path, str) or not all(path.split(".")):
                 raise TypeError(f"{path!r} is no module path")
         for dtype, known in ((placement.table_dtype, TableDtype), (placement.hash_dtype, HashDtype)):
             if dtype not in get_args(known):
                 raise ValueError(f"unknown dtype {dtype!r}")
         return placement
+
+
+_KEYS = {field.name for field in fields(Placement)}
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class CheckpointConfig:
         rest = dict(values)
         rest.pop("quant_method", None)
         version = rest.pop("format_version", None)
-        if not isinstance(version, int) or version < 1:
+        if type(version) is not int or version < 1:
             raise CheckpointError(f"the checkpoint's format_version is {version!r}", where=where, remedy=_DAMAGED)
         if version > FORMAT_VERSION:
             raise CheckpointError(
@@ -142,7 +149,9 @@ class CheckpointConfig:
                 where=where, remedy=_UPGRADE,
             )  # fmt: skip
         try:
-            return cls(
+            if not isinstance(rest["sites"], list):
+                raise TypeError("sites is no list")
+            checkpoint = cls(
                 source=rest.pop("source"),
                 revision=rest.pop("revision"),
                 sites=tuple(Placement.from_dict(site) for site in rest.pop("sites")),
@@ -150,18 +159,39 @@ class CheckpointConfig:
                 transformers=rest.pop("transformers", None),
                 extra=rest,
             )
+            checkpoint._check()
+            return checkpoint
         except (KeyError, TypeError, ValueError, CompressError) as error:
             problem = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(
                 f"the checkpoint's quantization_config is damaged: {problem}", where=where, remedy=_DAMAGED
             ) from None
 
+    def _check(self) -> None:
+        """Raise TypeError or ValueError where values are of another type or two students claim one place."""
+        for key in ("source", "revision", "rest_dtype", "transformers"):
+            value = getattr(self, key)
+            if not (isinstance(value, str) or (value is None and key != "source")):
+                raise TypeError(f"{key} is {value!r}")
+        for key in ("name", "entry"):
+            if len({getattr(placement, key) for placement in self.sites}) < max(1, len(self.sites)):
+                raise ValueError(f"no site, or several with one {key}")
+        taken = [path for placement in self.sites for path in (placement.entry, *placement.identities)]
+        unique = set(taken)
+        if len(unique) < len(taken) or any(around in unique for path in unique for around in _parents(path)):
+            raise ValueError("two students, or their identities, share a module")
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path := path.rpartition(".")[0]:
+        yield path
+
 
 def read_config_file(folder: Path) -> dict[str, Any]:
     """Parse `config.json` of a model folder. Raises CheckpointError where it is missing or no JSON object."""
     path = folder / CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError:
         raise CheckpointError(
             "this is no model folder: it has no config.json", where=str(folder),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, CompressError
 from ..lookup import PackedLookupFFN
+from ..models import model_class
 from ..sites import base_model, place
 from .format import read_config, read_config_file
 from .progress import quiet_unless_watched
@@ -28,10 +29,9 @@ def load(
 
     With `trainable`, every student is opened as a float32 LookupFFN with exactly the stored parameters;
     `save_pretrained` packs them again. Raises CheckpointError where the folder is no compressed checkpoint, is newer
-    than this version, or lacks tensors or holds them in another shape: the message names them.
+    than this version, lacks tensors, holds more or in another shape: the message names them.
     """
     import transformers.quantizers.auto  # noqa: F401  # whose import tells transformers about the format
-    from safetensors import SafetensorError
 
     folder = Path(folder)
     checkpoint = read_config(folder)
@@ -40,14 +40,19 @@ def load(
             model, info = _model_class(folder, trust_remote_code).from_pretrained(
                 folder,
                 trust_remote_code=trust_remote_code,
+                use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, with all that is wrong at once
             )
-    except (OSError, SafetensorError) as error:
+    except CompressError:
+        raise
+    except Exception as error:  # whatever transformers makes of a damaged config
         raise CheckpointError(
-            f"the checkpoint cannot be read: {error}", where=str(folder), remedy="fetch it again"
-        ) from error
+            f"the checkpoint cannot be read: {error or type(error).__name__}", where=str(folder),
+            remedy="fetch it again; `compress verify` names the damaged files",
+        ) from error  # fmt: skip
     problems = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    problems += [f"{name} has no place" for name in sorted(info["unexpected_keys"])]
     problems += [
         f"{name} is {list(stored)}, not {list(wanted)}" for name, stored, wanted in sorted(info["mismatched_keys"])
     ]
@@ -70,14 +75,17 @@ def _model_class(folder: Path, trust_remote_code: bool) -> Any:
     import transformers
 
     config = read_config_file(folder)
-    architecture = next(iter(config.get("architectures") or ()), None)
+    architectures, auto_map = config.get("architectures"), config.get("auto_map")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
+    own = auto_map if isinstance(auto_map, dict) else {}
     if trust_remote_code:
-        for auto, reference in (config.get("auto_map") or {}).items():
+        for auto, reference in own.items():
             if auto.startswith("AutoModel") and isinstance(reference, str) and reference.endswith(f".{architecture}"):
                 return getattr(transformers, auto)
-    if architecture is None or not hasattr(transformers, architecture):
+    if (known := model_class(architecture)) is None:
         raise CheckpointError(
             f"transformers {transformers.__version__} has no architecture {architecture}", where=str(folder),
-            remedy="upgrade transformers, or pass trust_remote_code=True where the model brings its own code",
+            remedy="read the code that the checkpoint brings; if you trust it, pass --trust-remote-code "
+            "(trust_remote_code=True)" if own else "upgrade transformers, or convert the model again",
         )  # fmt: skip
-    return getattr(transformers, architecture)
+    return known

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError
+from ..untrusted import is_inside, read_text
 from .files import replace_text
 from .format import CONFIG_FILE
 from .side_files import is_model_file
@@ -54,7 +55,7 @@ def recorded_files(folder: Path) -> Files:
 def parse_manifest(path: Path) -> Files:
     """Read a manifest from wherever it lies, as `recorded_files` does."""
     try:
-        text = path.read_bytes().decode()  # newlines as they are
+        text = read_text(path)  # newlines as they are
         return _checked(json.loads(text), text)
     except OSError:
         problem = "missing"
@@ -73,7 +74,7 @@ def verify_files(folder: Path | str) -> list[Problem]:
         files = recorded_files(folder)
     except CheckpointError as error:
         return [Problem(MANIFEST_FILE, error.message)]
-    problems = [Problem(name, what) for name, entry in files.items() if (what := _check(folder / name, entry))]
+    problems = [Problem(name, what) for name, entry in files.items() if (what := _check(folder, name, entry))]
     loaded = (name for name in added_files(folder) if name == CONFIG_FILE or is_model_file(PurePosixPath(name)))
     return problems + [Problem(name, "not recorded in the manifest") for name in loaded]
 
@@ -103,7 +104,10 @@ def _checked(manifest: Any, text: str) -> Files:
     return dict(files)
 
 
-def _check(path: Path, entry: dict[str, Any]) -> str | None:
+def _check(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
+    path = folder / name
+    if not is_inside(folder, path):
+        return "lies outside the folder"
     if not path.is_file():
         return "missing"
     if (size := path.stat().st_size) != entry["bytes"]:

@@ -38,11 +38,16 @@ def verify_outputs(folder: Path | str, model: nn.Module) -> list[Problem]:
         return [Problem(PROBE_FILE, f"damaged: {failure}")]
     batch = {name.removeprefix("input."): tensor for name, tensor in tensors.items() if name.startswith("input.")}
     wanted = {name.removeprefix("output."): tensor for name, tensor in tensors.items() if name.startswith("output.")}
-    if not batch or not wanted:
-        return [Problem(PROBE_FILE, f"it records no {'output' if batch else 'input'}")]
-    answers = _answers(model, batch)
+    recorded_tolerance = tensors.get("tolerance")
+    if recorded_tolerance is None or recorded_tolerance.numel() != 1 or not batch or not wanted:
+        return [Problem(PROBE_FILE, "damaged: it holds no inputs, outputs and tolerance")]
+    tolerance = min(recorded_tolerance.item(), TOLERANCE)
+    try:
+        answers = _answers(model, batch)
+    except Exception as failure:  # inputs that the model does not take
+        return [Problem(PROBE_FILE, f"the model cannot run on its inputs: {failure or type(failure).__name__}")]
     problems = []
-    for name, recorded in wanted.items():
+    for name, recorded in ((name, tensor.float()) for name, tensor in wanted.items()):
         answer = answers.get(name)
         if answer is None or answer.shape != recorded.shape:
             shape = "absent" if answer is None else f"of {answer.numel()} numbers"

@@ -6,6 +6,7 @@ Importing this module imports transformers.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..errors import CheckpointError, SiteError
 from ..lookup import LookupFFN, PackedLookupFFN, pack
 from ..sites import base_model, base_model_path, place
+from ..sites.linears import is_linear, widths
 from .format import METHOD, CheckpointConfig, Placement
+from .weights import check_dtypes, check_files, check_sizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,21 +58,32 @@ class LookupQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         base = base_model(model)
+        files = [str(file) for file in kwargs.get("checkpoint_files") or ()]
+        check_files(Path(getattr(model.config, "name_or_path", None) or ""), files)
+        for placement in self.checkpoint.sites:
+            if problem := _obstacle(base, placement):
+                raise self._misplaced(placement, problem)
         for placement in self.checkpoint.sites:
             with torch.device("meta"):
                 student = PackedLookupFFN(placement.geometry, placement.table_dtype, placement.hash_dtype)
             try:
                 place(base, placement.entry, placement.identities, student)
             except SiteError as error:
-                raise CheckpointError(
-                    f"{placement.name} has no place in this model: {error.message}",
-                    where="config.json, quantization_config.sites",
-                    remedy="load the checkpoint as the architecture that it was made from, with transformers "
-                    f"{self.checkpoint.transformers or 'of the version that it was made with'}",
-                ) from None
+                raise self._misplaced(placement, error.message) from None
+        if files:
+            check_dtypes(self.checkpoint, files)
+            check_sizes(model, self.checkpoint, files)
         patterns = {rf"(^|\.){re.escape(placement.tombstone)}$" for placement in self.checkpoint.sites}
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *patterns}
         return model
+
+    def _misplaced(self, placement: Placement, problem: str) -> CheckpointError:
+        return CheckpointError(
+            f"{placement.name} has no place in this model: {problem}",
+            where="config.json, quantization_config.sites",
+            remedy="load the checkpoint as the architecture that it was made from, with transformers "
+            f"{self.checkpoint.transformers or 'of the version that it was made with'}",
+        )
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         base = base_model(model)
@@ -139,6 +153,22 @@ def register() -> None:
     if AUTO_QUANTIZER_MAPPING.get(METHOD) is not LookupQuantizer:
         register_quantization_config(METHOD)(LookupQuantizationConfig)
         register_quantizer(METHOD)(LookupQuantizer)
+
+
+def _obstacle(base: nn.Module, placement: Placement) -> str | None:
+    """What speaks against a placement in the dense model: the output linear must be of its width and be replaced."""
+    modules = dict(base.named_modules(remove_duplicate=False))
+    for path in (placement.name, placement.entry, *placement.identities):
+        if path not in modules:
+            return f"{type(base).__name__} has no module {path}"
+    output = modules[placement.name]
+    if not is_linear(output) or widths(output)[1] != placement.geometry.d_out:
+        return f"it is no linear layer with {placement.geometry.d_out} outputs"
+    if placement.name not in placement.identities and not f"{placement.name}.".startswith(f"{placement.entry}."):
+        return f"{placement.entry} does not replace it"
+    if whole := [path for path in placement.identities if next(modules[path].children(), None) is not None]:
+        return f"{whole[0]} is more than a layer"
+    return None
 
 
 def _declared_dtype(name: str, parameter: nn.Parameter, dtype: torch.dtype) -> None:

@@ -6,6 +6,9 @@ import json
 import shutil
 from pathlib import Path, PurePosixPath
 
+from ..errors import ModelError
+from ..untrusted import links_outside
+
 README_FILE = "README.md"
 SOURCE_README_FILE = "README.source.md"
 
@@ -28,6 +31,16 @@ _WEIGHT_SUFFIXES = frozenset(
 )
 _EXPORT_FOLDERS = frozenset({"onnx", "openvino", "coreml", "tflite", "tensorrt", "saved_model"})
 _EXPORT_FOLDER_SUFFIXES = (".mlpackage", ".mlmodelc")
+
+
+def check_side_files(source: Path) -> None:
+    """Raise ModelError where a file that would be copied is a link to somewhere else: it might be anybody's."""
+    links = [name for name in links_outside(source) if not is_model_file(PurePosixPath(name))]
+    if links := [name for name in links if not any(part.startswith(".") for part in PurePosixPath(name).parts)]:
+        raise ModelError(
+            f"{', '.join(links)} of the model's folder leads out of it, and would be copied into the result",
+            where=str(source), remedy="put the file itself in the link's place, or remove the link",
+        )  # fmt: skip
 
 
 def copy_side_files(source: Path, folder: Path) -> list[str]:
@@ -73,6 +86,6 @@ def _pipeline_folders(source: Path) -> set[str]:
     try:
         modules = json.loads((source / "modules.json").read_text(encoding="utf-8"))
         paths = [PurePosixPath(module["path"]) for module in modules if "Transformer" not in module["type"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
     return {path.parts[0] for path in paths if path.parts}

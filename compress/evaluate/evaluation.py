@@ -14,7 +14,7 @@ from ..data.inputs import longest_sequence
 from ..distill.job import FOLDER as JOB_FOLDER
 from ..distill.job import Job
 from ..errors import CheckpointError, DataError, ModelError
-from ..hub import local_folder
+from ..hub import is_hub_id, local_folder
 from ..models import Pretrained, load_pretrained
 from ..recipe import Recipe, parse_recipe
 from ..recipe.settings import HUB
@@ -155,9 +155,10 @@ def _checked(pair: tuple[Pretrained, Pretrained]) -> tuple[Pretrained, Pretraine
 def _source(folder: Path) -> str:
     """Name the dense model that a checkpoint was made from, if it can still be named from here."""
     config = read_config(folder)
-    if config.from_hub:
+    if config.from_hub and is_hub_id(config.source):  # no path: that would leave the folder
         return f"{config.source}@{config.revision}" if config.revision else config.source
-    recorded = [config.source, _journal(folder).get("source")]  # of a folder the config keeps only the name
+    name = config.source if Path(config.source).name == config.source else None
+    recorded = [name, _journal(folder).get("source")]  # of a folder the config keeps only the name
     for candidate in recorded:
         if candidate and Path(candidate).is_dir():
             return str(candidate)
@@ -177,12 +178,13 @@ def _recipe(folder: Path | None) -> Recipe | None:
     path = folder / "recipe.resolved.yaml" if folder is not None else None
     if path is None or not path.is_file():
         return None
-    return parse_recipe(path.read_text(encoding="utf-8"), str(path))
+    return parse_recipe(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def _recipe_data(folder: Path | None, recipe: Recipe | None, needed: bool) -> str | None:
     """Name the data that the checkpoint's recipe evaluates on. Not to be found from here: DataError if it is needed."""
-    recorded = recipe.eval.data if recipe else None
+    recorded = recipe.resolved()["eval"]["data"] if recipe else None  # a name: whatever path a stranger wrote there
+    recorded = None if recorded == ".." else recorded
     if recorded and folder is not None:  # the job, where it is still here, knows the whole path
         recorded = _journal(folder).get("recipe", {}).get("values", {}).get("eval", {}).get("data") or recorded
     if recorded and (recorded.startswith(HUB) or Path(recorded).exists()):

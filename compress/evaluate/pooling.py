@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..untrusted import read_json
 
 Pooling = Callable[[Tensor, Tensor], Tensor]  # hidden [B, T, d], mask of real tokens [B, T] -> [B, d]
 
@@ -68,14 +68,19 @@ def pooling_of(folder: Path | None) -> Pooling:
     path = folder / "1_Pooling" / "config.json" if folder is not None else None
     if path is None or not path.is_file():
         return mean
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = read_json(path)
+        if not isinstance(config, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the pooling is damaged: {error}", where=str(path), remedy="fetch the model again") from None
     modes = config.get("pooling_mode")
     if modes is None:
         order = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
         on = {mode for switch, mode in _SWITCHES.items() if config.get(switch)}
         modes = [mode for mode in order if mode in on]
-    names = [modes] if isinstance(modes, str) else list(modes)
-    unknown = [name for name in names if name not in _MODES]
+    names = modes if isinstance(modes, list) else [modes]
+    unknown = [name for name in names if not isinstance(name, str) or name not in _MODES]
     if unknown or not names:
         raise ModelError(
             f"unknown pooling {', '.join(map(str, unknown))}" if unknown else "the pooling names no mode",

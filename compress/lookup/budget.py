@@ -169,10 +169,10 @@ def fill(
         return replace(base, tables=tables, neurons=max(neurons, min(spare, dense.d_hidden)))
 
     def fits(tables: int) -> bool:
-        g = whole(tables)
-        if tables > most_tables(distinct, bits) or cost(g) > limit:
+        if tables > most_tables(distinct, bits):
             return False
-        return stored_bytes(g, table_dtype, hash_dtype) <= bytes_limit
+        g = whole(tables)
+        return cost(g) <= limit and stored_bytes(g, table_dtype, hash_dtype) <= bytes_limit
 
     geometry = whole(_most(fits) if sizes.tables is None else sizes.tables)
     _check(geometry, dense, sizes, stored_bytes(geometry, table_dtype, hash_dtype))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..dense import ACTIVATIONS
-from ..errors import CompressError
 from .geometry import Geometry, Projection, Read
 from .hashing import margin_scores, two_cells
 from .neurons import Neurons
@@ -54,8 +52,6 @@ class LookupFFN(nn.Module):
         super().__init__()
         d_out = d_in if d_out is None else d_out
         tables = max(1, d_in // 4) if tables is None else tables
-        if activation not in ACTIVATIONS:
-            raise CompressError(f"unknown activation {activation!r}", remedy=f"choose one of {', '.join(ACTIVATIONS)}")
         g = Geometry(d_in, d_out, tables, bits, projection, block, rank, neurons, gated, activation, read)
         self.geometry = g
         self.code = nn.Linear(d_in, rank) if rank else None

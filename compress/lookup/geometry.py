@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from ..dense import ACTIVATIONS
 from ..errors import CompressError
 
 Projection = Literal["hadamard", "lowrank", "dense", "bh4", "acdc"]
@@ -15,13 +16,17 @@ PROJECTIONS: tuple[Projection, ...] = ("hadamard", "lowrank", "dense", "bh4", "a
 HASHES_CODE: tuple[Projection, ...] = ("hadamard", "lowrank")  # the others hash x itself
 READS: tuple[Read, ...] = ("top1", "top2")
 ACDC_LAYERS = 4
+MOST = 1 << 24  # of any size, and
+MOST_ROWS = 1 << 31  # of the rows of all tables: what the native kernel counts with
+
+_LEAST = {"d_in": 1, "d_out": 1, "tables": 0, "bits": 1, "block": 1, "rank": 0, "neurons": 0}
 
 
 @dataclass(frozen=True)
 class Geometry:
     """Sizes and choices of one LookupFFN; `tables` tables of 2^`bits` rows, each row `d_out` wide.
 
-    Raises CompressError where sizes contradict each other.
+    Raises CompressError for a value of another type or out of range, and where sizes contradict each other.
     """
 
     d_in: int
@@ -40,25 +45,24 @@ class Geometry:
         def refuse(key: str, value: object, remedy: str) -> None:
             raise CompressError(f"{key} = {value!r} does not fit a LookupFFN", where=f"lookup.{key}", remedy=remedy)
 
-        if self.projection not in PROJECTIONS:
-            refuse("projection", self.projection, f"choose one of {', '.join(PROJECTIONS)}")
-        if self.read not in READS:
-            refuse("read", self.read, f"choose one of {', '.join(READS)}")
-        if not 1 <= self.bits <= 16:
-            refuse("bits", self.bits, "choose 1 to 16 bits a table")
-        for key in ("d_in", "d_out"):
-            if getattr(self, key) < 1:
-                refuse(key, getattr(self, key), "widths are at least 1")
-        for key in ("tables", "rank", "neurons"):
-            if getattr(self, key) < 0:
-                refuse(key, getattr(self, key), "sizes cannot be negative")
+        for key, least in _LEAST.items():
+            value, most = getattr(self, key), 16 if key == "bits" else MOST
+            if type(value) is not int or not least <= value <= most:
+                refuse(key, value, f"choose a whole number from {least} to {most}")
+        for key, choices in (("projection", PROJECTIONS), ("read", READS), ("activation", tuple(ACTIVATIONS))):
+            if getattr(self, key) not in choices:
+                refuse(key, getattr(self, key), f"choose one of {', '.join(choices)}")
+        if type(self.gated) is not bool:
+            refuse("gated", self.gated, "choose true or false")
+        if self.tables * self.rows >= MOST_ROWS:
+            refuse("tables", self.tables, f"tables of {self.rows} rows have room for {MOST_ROWS // self.rows - 1}")
         if self.tables + self.rank + self.neurons == 0:
             refuse("tables", 0, "keep at least a table, a code or a neuron")
         if self.tables and self.hashes_code and self.rank < 1:
             refuse("rank", self.rank, f"projection {self.projection} hashes the code: give it a rank of at least 1")
         if self.tables and self.projection == "hadamard" and self.padded < self.bits:
             refuse("rank", self.rank, f"a table's {self.bits} bits need as many directions of the code")
-        if self.tables and self.projection == "bh4" and (self.block < 1 or self.padded % self.block):
+        if self.tables and self.projection == "bh4" and self.padded % self.block:
             refuse("block", self.block, f"choose a power of two that divides the padded width {self.padded}")
 
     @property
@@ -99,6 +103,7 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Geometry:
-        """Read what `to_dict` wrote; keys of other parts are ignored."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        """Read what `to_dict` wrote. Raises CompressError where a key is missing, unknown, or its value impossible."""
+        if problem := {field.name for field in fields(cls)} ^ values.keys():
+            raise CompressError(f"a geometry with missing or unknown keys: {', '.join(sorted(problem))}")
+        return cls(**values)

@@ -29,7 +29,10 @@ _SCALARS = (
         list("-+.0123456789"),
     ),
 )
+_MOST_CHARACTERS = 1 << 18  # far beyond any recipe; PyYAML reads some 100,000 a second
 _MOST_VALUES = 10_000  # an alias that multiplies itself would otherwise grow without end
+_MOST_DEPTH = 20  # PyYAML builds nested values by recursion
+_MOST_WHOLE = 1 << 63
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,7 +108,10 @@ def apply_override(document: Document, assignment: str) -> None:
     """Set one value from `a.b=c`, where c is YAML; what stood there or below it is forgotten. Raises RecipeError."""
     key, equals, text = assignment.partition("=")
     place = Place(1_000_000 + len(document.places), f"--set {assignment}")
-    path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
+    parts = key.strip().split(".")
+    path: KeyPath = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in parts)
+    if isinstance(path[0], int):
+        path = (parts[0], *path[1:])
     if not equals or "" in path:
         raise RecipeError("not of the form key=value", where=place.text, remedy="write it as --set distill.steps=200")
     part_of = Document(place.text)
@@ -117,7 +123,7 @@ def apply_override(document: Document, assignment: str) -> None:
             holder[path[depth - 1]] = {}
             document.places[path[:depth]] = place
         holder = _inside(holder, path[:depth], place)
-    if not isinstance(holder, dict):
+    if not isinstance(holder, dict) or isinstance(path[-1], int):
         _inside(holder, path, place)
     holder[path[-1]] = value
     document.places = {known: at for known, at in document.places.items() if known[: len(path)] != path}
@@ -153,7 +159,13 @@ class _Builder:
         self.count = 0
 
     def read(self, text: str) -> Any:
+        if len(text) > _MOST_CHARACTERS:
+            raise RecipeError(
+                f"{len(text)} characters, where a recipe may have {_MOST_CHARACTERS}", where=self.document.name,
+                remedy="give a recipe; data does not stand in it",
+            )  # fmt: skip
         try:
+            self.check_depth(text)
             node = yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -162,10 +174,21 @@ class _Builder:
                 where=self.place_of(mark.line + 1).text if mark else self.document.name,
                 remedy="look at the indentation (spaces, no tabs), colons and brackets of this line and the one above",
             ) from None
-        except yaml.YAMLError as error:  # a character that no YAML text may hold
+        except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character that no YAML text may hold
             message = f"not valid YAML: {error}"
             raise RecipeError(message, where=self.document.name, remedy="save it as plain UTF-8") from None
         return self.build(node, ()) if node is not None else None
+
+    def check_depth(self, text: str) -> None:
+        """Refuse what is nested too deeply, from the parser's flat stream of events."""
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MOST_DEPTH:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise RecipeError(
+                    "nested too deeply", where=self.place_of(line).text, remedy="`compress recipes demo` shows a recipe"
+                )
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self.document.places.setdefault(path, self.place_of(node.start_mark.line + 1))
@@ -190,7 +213,7 @@ class _Builder:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TAG + "str":
                 self.refuse("a key must be plain text", key_node, path, "`compress recipes demo` shows a recipe")
-            key = key_node.value
+            key = self.text(key_node, path)
             below = (*path, key)
             if key in values:
                 first = self.document.places[below].text
@@ -204,18 +227,27 @@ class _Builder:
         plain = text.replace("_", "").lower()
         try:
             if kind == "str":
-                return text
+                return self.text(node, path)
             if kind == "null":
                 return None
             if kind == "bool":
                 return plain == "true"
             if kind == "int":
-                return int(plain, {"0x": 16, "0o": 8}.get(plain[:2], 10))
+                whole = int(plain, {"0x": 16, "0o": 8}.get(plain[:2], 10))
+                if abs(whole) >= _MOST_WHOLE:
+                    raise ValueError
+                return whole
             if kind == "float":
                 return float(plain.replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
-            return self.refuse(f"{text!r} cannot be read as !!{kind}", node, path, "write a plain number")
+            return self.refuse(f"{text[:40]!r} cannot be read as !!{kind}", node, path, "write a plain number")
         return self.refuse(f"the tag {node.tag} has no meaning here", node, path, "remove the tag")
+
+    def text(self, node: yaml.ScalarNode, path: KeyPath) -> str:
+        text: str = node.value
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            self.refuse("half a surrogate pair is no character", node, path, "write the character itself")
+        return text
 
     def refuse(self, message: str, node: yaml.Node, path: KeyPath, remedy: str) -> NoReturn:
         place = self.place_of(node.start_mark.line + 1).text

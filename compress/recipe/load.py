@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import difflib
 import glob
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from ..hub import is_hub_id
+from ..untrusted import is_inside, links_outside
 from .check import validate
 from .document import Document, apply_override, read_document
 from .settings import HUB, Recipe
 
-_PATHS = (("data", "path"), ("eval", "data"))
+_NAME = ("data", "name")
+_PATHS = (("data", "path"), ("eval", "data"), _NAME)
 
 
 def bundled_recipes() -> dict[str, Path]:
@@ -27,8 +31,8 @@ def bundled_recipes() -> dict[str, Path]:
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a file, or a bundled one by its name, with `--set` overrides (`a.b=c`). Raises RecipeError.
 
-    A relative path inside it is looked for beside the recipe file first and then in the working directory; one given by
-    an override or to a bundled recipe is relative to the working directory.
+    A path inside it starts at the recipe file and cannot leave that file's folder, also not by a link; one given by an
+    override, or to a bundled recipe, is the user's own and starts at the working directory.
     """
     bundled = bundled_recipes()
     path = Path(recipe).expanduser()
@@ -50,7 +54,10 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(text: str, name: str, *, folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe's text; `name` stands for it in messages, `folder` is where its paths start. Raises RecipeError."""
+    """Read a recipe's text; `name` stands for it in messages. Raises RecipeError.
+
+    `folder` is where its paths start, and what they cannot leave; None: they start at the working directory.
+    """
     document = read_document(text, name)
     for assignment in overrides:
         apply_override(document, assignment)
@@ -70,21 +77,55 @@ def restore_recipe(values: dict[str, Any], text: str, name: str, overrides: Sequ
 
 
 def _with_paths(document: Document, folder: Path | None) -> Document:
-    for section, key in _PATHS:
-        holder: Any = document.values.get(section)
-        path = holder.get(key) if isinstance(holder, dict) else None
-        if isinstance(path, str) and path and not path.startswith(HUB):
-            overridden = document.place((section, key)).text.startswith("--set")
-            holder[key] = _located(path, None if overridden else folder)
+    for key in _PATHS:
+        holder: Any = document.values.get(key[0])
+        path = holder.get(key[1]) if isinstance(holder, dict) else None
+        if not isinstance(path, str) or not path:
+            continue
+        own = folder is None or document.place(key).text.startswith("--set")
+        try:
+            if path.startswith(HUB) or key == _NAME:
+                if not own and not is_hub_id(re.split("[:@]", path.removeprefix(HUB))[0]):
+                    raise _Outside(path)  # the library for data sets would read a folder of this machine
+            else:
+                holder[key[1]] = _located(path) if own or folder is None else _located_in(path, folder)
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a null, someone without a home
+            raise RecipeError(
+                f"no path: {error}", where=document.where(key), remedy="give a file, a folder or a glob"
+            ) from None
+        except _Outside as outside:
+            raise RecipeError(
+                f"{outside} lies outside the recipe's folder: a recipe cannot name it", where=document.where(key),
+                remedy=f"put it beside the recipe, or give it on the command line: --set {'.'.join(key)}=PATH",
+            ) from None  # fmt: skip
     return document
 
 
-def _located(path: str, folder: Path | None) -> str:
+class _Outside(Exception):
+    """A path that leaves the recipe's folder."""
+
+
+def _located(path: str) -> str:
     """Make a path absolute where something is; one that is nowhere stays as written, for whoever opens it to report."""
-    given = Path(path).expanduser()
-    for base in (folder, Path.cwd()):
-        if base is not None:
-            candidate = (base / given).absolute()
-            if candidate.exists() or (glob.has_magic(path) and glob.glob(str(candidate), recursive=True)):
-                return str(candidate)
-    return path
+    candidate = Path(path).expanduser().absolute()
+    return str(candidate) if _existing(candidate) else path
+
+
+def _located_in(path: str, folder: Path) -> str:
+    """Make a path that starts at `folder` absolute. Raises _Outside where it, or a file that it names, is elsewhere."""
+    candidate = Path(path)
+    if candidate.is_absolute() or ".." in candidate.parts or path.startswith("~"):
+        raise _Outside(path)
+    candidate = (folder / candidate).absolute()
+    for hit in _existing(candidate):
+        if not is_inside(folder, hit):
+            raise _Outside(hit.name)
+        if hit.is_dir() and (links := links_outside(hit)):
+            raise _Outside(f"{hit.name}/{links[0]}")
+    return str(candidate)
+
+
+def _existing(path: Path) -> list[Path]:
+    if path.exists():
+        return [path]
+    return [Path(hit) for hit in glob.glob(str(path), recursive=True)] if glob.has_magic(str(path)) else []
