@@ -9,6 +9,7 @@ import typer
 from .bench import bench
 from .convert import convert
 from .eval import evaluate
+from .export import export
 from .failures import Commands
 from .inspect import inspect
 from .push import push
@@ -48,8 +49,7 @@ def _options(
 
 for _name, _command in (
     ("convert", convert), ("resume", resume), ("status", status), ("inspect", inspect), ("eval", evaluate),
-    ("bench", bench), ("run", run), ("recipes", recipes), ("verify", verify),
-    ("push", push),
+    ("bench", bench), ("run", run), ("recipes", recipes), ("verify", verify), ("push", push), ("export", export),
 ):  # fmt: skip
     app.command(_name)(_command)
 

@@ -10,14 +10,6 @@
 
 enum { OWN_TOKENS = 32, TEAM_WORK = 1 << 17 };
 
-#ifdef _OPENMP
-static int thread_number(void) { return omp_get_thread_num(); }
-static int thread_count(void) { return omp_get_num_threads(); }
-#else
-static int thread_number(void) { return 0; }
-static int thread_count(void) { return 1; }
-#endif
-
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static size_t aligned(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
@@ -42,58 +34,127 @@ static int64_t work_per_token(const struct ffn *f) {
     return bytes / (f->weight_dtype == FLOAT32 ? 4 : f->weight_dtype == BFLOAT16 ? 2 : 1) + f->tables * f->cells * f->d_out;
 }
 
-/* Tokens [token, end) through tiles; `together`: every thread of the team calls this with the same tokens. */
-static void run_tiles(const struct level *level, struct tile t, char *buffers, int64_t token, int64_t end,
-                      int64_t tile_tokens, int together) {
-    const float *x = t.x;
-    float *y = t.y;
-    tile_buffers(&t, buffers, tile_tokens);
-    for (; token < end; token += tile_tokens) {
-        t.x = x + token * t.ffn->d_in;
-        t.y = y + token * t.ffn->d_out;
-        t.tokens = smaller(tile_tokens, end - token);
-        level->forward_inputs(&t);
-        if (together) {
-#pragma omp barrier
-        }
-        level->forward_hash(&t);
-        if (together) {
-#pragma omp barrier
-        }
-        level->forward_outputs(&t);
-        if (together) {
-#pragma omp barrier
+/* One pass: what every task of it works on. */
+struct pass {
+    const struct level *level;
+    const struct ffn_pool *pool;
+    struct tile tile;
+    int64_t tokens, tile_tokens;
+    size_t buffers, work, scales, each;
+    char *memory;   /* a part of `each` bytes a task; a team shares the buffers at its head */
+    int64_t token;  /* where the tile begins, and which phase of it runs, where tasks cannot meet */
+    int phase;
+};
+
+enum { PHASES = 3 };
+
+static void run_phase(const struct level *level, int phase, const struct tile *t) {
+    (phase == 0 ? level->forward_inputs : phase == 1 ? level->forward_hash : level->forward_outputs)(t);
+}
+
+/* A task's tile; `team`: it shares its buffers. */
+static struct tile task_tile(const struct pass *p, int index, int count, int team) {
+    char *own = p->memory + (size_t)index * p->each;
+    struct tile t = p->tile;
+    tile_buffers(&t, team ? p->memory : own, p->tile_tokens);
+    t.work = (float *)(own + p->buffers);
+    t.q.scales = (float *)(own + p->buffers + p->work);
+    t.q.values = (int16_t *)(own + p->buffers + p->work + p->scales);
+    t.rank = team ? index : 0;
+    t.size = team ? count : 1;
+    return t;
+}
+
+static void place_tile(const struct pass *p, struct tile *t, int64_t token, int64_t end) {
+    t->x = p->tile.x + token * t->ffn->d_in;
+    t->y = p->tile.y + token * t->ffn->d_out;
+    t->tokens = smaller(p->tile_tokens, end - token);
+}
+
+/* A task's own tokens. */
+static void run_own(void *context, int index, int count) {
+    const struct pass *p = context;
+    struct tile t = task_tile(p, index, count, 0);
+    const int64_t end = p->tokens * (index + 1) / count;
+    for (int64_t token = p->tokens * index / count; token < end; token += p->tile_tokens) {
+        place_tile(p, &t, token, end);
+        for (int phase = 0; phase < PHASES; phase++)
+            run_phase(p->level, phase, &t);
+    }
+}
+
+/* A task's outputs of all tokens; the team meets after each phase. */
+static void run_team(void *context, int index, int count) {
+    const struct pass *p = context;
+    struct tile t = task_tile(p, index, count, 1);
+    for (int64_t token = 0; token < p->tokens; token += p->tile_tokens) {
+        place_tile(p, &t, token, p->tokens);
+        for (int phase = 0; phase < PHASES; phase++) {
+            run_phase(p->level, phase, &t);
+            p->pool->meet();
         }
     }
 }
 
-int ffn_forward(const struct ffn *f, const float *x, float *y, int64_t tokens, int threads) {
-    const struct level *level = level_current();
+/* A task's outputs of one phase of a tile. */
+static void run_share(void *context, int index, int count) {
+    const struct pass *p = context;
+    struct tile t = task_tile(p, index, count, 1);
+    place_tile(p, &t, p->token, p->tokens);
+    run_phase(p->level, p->phase, &t);
+}
+
+static void run_together(struct pass *p, int threads) {
+    if (p->pool->meet) {
+        p->pool->run(threads, run_team, p);
+        return;
+    }
+    for (p->token = 0; p->token < p->tokens; p->token += p->tile_tokens)
+        for (p->phase = 0; p->phase < PHASES; p->phase++)
+            p->pool->run(threads, run_share, p);
+}
+
+int ffn_forward_on(const struct ffn_pool *pool, const struct ffn *f, const float *x, float *y, int64_t tokens,
+                   int threads) {
     if (threads < 1 || tokens * work_per_token(f) < TEAM_WORK)
         threads = 1;
     const int together = threads > 1 && tokens < OWN_TOKENS * (int64_t)threads;
-    const int64_t tile_tokens = smaller(together ? tokens : (tokens + threads - 1) / threads, TILE_TOKENS);
-    struct tile tile = {.ffn = f, .x = x, .y = y};
-    const size_t buffers = tile_buffers(&tile, NULL, tile_tokens), work = aligned((size_t)work_floats(f) * 4);
-    const size_t scales = aligned(QUANTISED_TOKENS * 4), values = QUANTISED_TOKENS * (size_t)quantised_width(f) * 2;
-    const size_t each = aligned(buffers + work + scales + values);
-    char *memory = scratch((size_t)threads * each);
-    if (!memory)
+    struct pass p = {.level = level_current(), .pool = pool, .tile = {.ffn = f, .x = x, .y = y}, .tokens = tokens};
+    p.tile_tokens = smaller(together ? tokens : (tokens + threads - 1) / threads, TILE_TOKENS);
+    p.buffers = tile_buffers(&p.tile, NULL, p.tile_tokens);
+    p.work = aligned((size_t)work_floats(f) * 4);
+    p.scales = aligned(QUANTISED_TOKENS * 4);
+    p.each = aligned(p.buffers + p.work + p.scales + QUANTISED_TOKENS * (size_t)quantised_width(f) * 2);
+    p.memory = scratch((size_t)threads * p.each);
+    if (!p.memory)
         return -1;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        struct tile mine = tile;
-        const int thread = thread_number(), count = thread_count(); /* perhaps fewer than were asked for */
-        char *own = memory + (size_t)thread * each;
-        mine.work = (float *)(own + buffers);
-        mine.q.scales = (float *)(own + buffers + work);
-        mine.q.values = (int16_t *)(own + buffers + work + scales);
-        mine.rank = together ? thread : 0;
-        mine.size = together ? count : 1;
-        if (together)
-            run_tiles(level, mine, memory, 0, tokens, tile_tokens, 1);
-        else
-            run_tiles(level, mine, own, tokens * thread / count, tokens * (thread + 1) / count, tile_tokens, 0);
-    }
+    if (together)
+        run_together(&p, threads);
+    else if (threads > 1)
+        pool->run(threads, run_own, &p);
+    else
+        run_own(&p, 0, 1);
     return 0;
 }
+
+#ifdef _OPENMP
+static void openmp_meet(void) {
+#pragma omp barrier
+}
+
+static void openmp_run(int threads, ffn_task task, void *context) {
+#pragma omp parallel num_threads(threads)
+    task(context, omp_get_thread_num(), omp_get_num_threads()); /* perhaps fewer than were asked for */
+}
+
+static const struct ffn_pool openmp = {openmp_run, openmp_meet};
+
+int ffn_forward(const struct ffn *f, const float *x, float *y, int64_t tokens, int threads) {
+    return ffn_forward_on(&openmp, f, x, y, tokens, threads);
+}
+#else
+int ffn_forward(const struct ffn *f, const float *x, float *y, int64_t tokens, int threads) {
+    (void)threads;
+    return ffn_forward_on(NULL, f, x, y, tokens, 1);
+}
+#endif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def evaluate(
     if tasks is None:
         tasks = recipe.eval.tasks if recipe else ()
     if data is None:
-        data = _recipe_data(folder, recipe, needed=not tasks)
+        with suppress(DataError) if tasks else nullcontext():
+            data = _recipe_data(folder, recipe)
     dense, compressed = (
         _checked(checkpoint)
         if isinstance(checkpoint, tuple)
@@ -71,8 +73,7 @@ def evaluate(
     loaded = load_tasks(tasks, dense) if tasks else None
     examples = None
     if data is not None:
-        length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
-        examples = data if isinstance(data, EvalData) else load_examples(str(data), dense, sequence_length=length)
+        examples = data if isinstance(data, EvalData) else checkpoint_data(folder, str(data), dense)
         examples = examples if limit_tokens is None else examples.limited(limit_tokens)
     sites = find_sites(dense.model)
     found = _students(compressed, sites)
@@ -95,6 +96,16 @@ def evaluate(
         return Report(
             **measured, size=_sizes(dense, compressed, sites, found), cost=ffn_cost(sites, found), setting=made
         )
+
+
+def checkpoint_data(folder: Path | None, data: str | None, pretrained: Pretrained) -> EvalData:
+    """Load data as a checkpoint's recipe reads it; by default (None) what the recipe evaluates on.
+
+    Raises DataError where there is none or it does not fit the model.
+    """
+    recipe = _recipe(folder)
+    length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
+    return load_examples(data or _recipe_data(folder, recipe), pretrained, sequence_length=length)
 
 
 def _folder(checkpoint: str) -> Path:
@@ -171,15 +182,13 @@ def _recipe(folder: Path | None) -> Recipe | None:
     return parse_recipe(path.read_text(encoding="utf-8"), str(path))
 
 
-def _recipe_data(folder: Path | None, recipe: Recipe | None, needed: bool) -> str | None:
-    """Name the data that the checkpoint's recipe evaluates on. Not to be found from here: DataError if it is needed."""
+def _recipe_data(folder: Path | None, recipe: Recipe | None) -> str:
+    """Name the data that the checkpoint's recipe evaluates on, if it can still be named from here."""
     recorded = recipe.eval.data if recipe else None
     if recorded and folder is not None:  # the job, where it is still here, knows the whole path
         recorded = _journal(folder).get("recipe", {}).get("values", {}).get("eval", {}).get("data") or recorded
     if recorded and (recorded.startswith(HUB) or Path(recorded).exists()):
         return recorded
-    if not needed:
-        return None
     raise DataError(
         f"the recipe's eval.data was {recorded}, which is not to be found from here" if recorded
         else "there is no data to evaluate on: the recipe names none in eval.data",

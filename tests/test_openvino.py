@@ -1,0 +1,189 @@
+"""The OpenVINO export: one operation a student, the same answers, and nothing read that does not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import converted
+import numpy
+import pytest
+import torch
+from checkpoints import python
+from compress.cli import app
+from test_kernels_inference import TYPICAL, make_params
+from typer.testing import CliRunner, Result
+
+from compress import kernels
+from compress.errors import CompressError, KernelError
+from compress.models import load_pretrained
+
+openvino = pytest.importorskip("openvino")
+if not shutil.which("g++") or not kernels.available():
+    pytest.skip("no C++ compiler, or no native kernel", allow_module_level=True)
+
+from compress.openvino import export, extension, library  # noqa: E402
+from compress.openvino.export import MODEL_FILE, Compiled  # noqa: E402
+
+FAMILIES = ("bert", "bert_masked", "gpt2", "llama", "vit")
+
+
+@pytest.fixture(scope="module")
+def core():
+    made = openvino.Core()
+    made.add_extension(str(extension()))
+    return made
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Checkpoints of the pico families by name, each made once."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def get(family: str) -> Path:
+        folder = root / family
+        if not folder.exists():
+            converted.save(converted.dense_folder(root / f"{family}-dense", family), folder, noise=0.1)
+        return folder
+
+    return get
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["export", *(str(argument) for argument in arguments)])
+
+
+def operation(params, geometry, **changes):
+    from openvino.opset13 import constant, parameter
+    from openvino.utils.node_factory import NodeFactory
+
+    factory = NodeFactory()
+    factory.add_extension(str(extension()))
+    (weights, tables), settings = kernels.prepare(params, geometry)
+    x = parameter([-1, -1, geometry.d_in], numpy.float32)
+    buffers = [constant(buffer.numpy(), dtype=numpy.uint8).output(0) for buffer in (weights, tables)]
+    attributes = {"settings": list(settings), "layout_version": 1, **changes}
+    node = factory.create("LookupFFN", [x.output(0), *buffers], attributes)
+    return openvino.Model([node], [x], "ffn")
+
+
+@pytest.mark.parametrize("g", TYPICAL)
+def test_the_operation_is_the_kernel_bit_for_bit(core, g):
+    params = make_params(g, torch.int8, torch.int8, 0)
+    prepared, settings = kernels.prepare(params, g)
+    for streams in (1, 2):
+        compiled = core.compile_model(operation(params, g), "CPU", {"INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": streams})
+        for shape in ((1, 1), (3, 5), (2, 300), (0, 4)):
+            x = torch.randn(*shape, g.d_in, generator=torch.Generator().manual_seed(shape[1]))
+            expected = kernels.lookup_ffn(x, prepared, settings)
+            assert torch.equal(torch.from_numpy(compiled([x.numpy()])[0]), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"layout_version": 2}, {"settings": [1, 2]}, {"settings": [0] * kernels.kernel_layout.SETTINGS}],
+    ids=["newer layout", "too few settings", "impossible sizes"],
+)
+def test_a_wrong_geometry_is_refused(changes):
+    g = TYPICAL[0]
+    with pytest.raises(RuntimeError, match="LookupFFN"):
+        operation(make_params(g, torch.int8, torch.int8, 0), g, **changes)
+
+
+@pytest.mark.parametrize("setting", range(kernels.kernel_layout.SETTINGS))
+def test_every_size_that_disagrees_with_the_buffers_is_refused(core, checkpoint, tmp_path, setting):
+    """An edited file either still describes the same buffers or is not loaded."""
+    folder = tmp_path / "ir"
+    g = TYPICAL[0]
+    model = operation(make_params(g, torch.int8, torch.int8, 0), g)
+    openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
+    text = (folder / MODEL_FILE).read_text()
+    numbers = [int(number) for number in re.search(r'settings="([^"]*)"', text)[1].split(",")]
+    for change in (numbers[setting] + 1, numbers[setting] * 1000 + 17, -1, 2**62):
+        changed = [*numbers[:setting], change, *numbers[setting + 1 :]]
+        (folder / MODEL_FILE).write_text(
+            re.sub(r'settings="[^"]*"', f'settings="{", ".join(map(str, changed))}"', text)
+        )
+        try:
+            compiled = core.compile_model(folder / MODEL_FILE, "CPU")
+            y = compiled([numpy.zeros((1, 2, g.d_in), numpy.float32)])[0]
+        except (RuntimeError, ValueError):
+            continue
+        assert y.shape == (1, 2, changed[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_model_answers_as_the_checkpoint(core, checkpoint, tmp_path, family):
+    out = tmp_path / "out"
+    done = invoke(checkpoint(family), "-o", out)
+    assert done.exit_code == 0, done.output
+    pretrained = load_pretrained(str(checkpoint(family)))
+    compiled = Compiled(core, str(out / MODEL_FILE))
+    if family == "vit":
+        batches = [{"pixel_values": torch.randn(size, 3, 32, 32)} for size in (1, 3)]
+    else:
+        texts = [["the cat sat"], ["a man with a hat", "who is there? the dog ran to the hill"]]
+        pretrained.processor.pad_token = pretrained.processor.pad_token or pretrained.processor.eos_token
+        batches = [dict(pretrained.processor(text, return_tensors="pt", padding=True)) for text in texts]
+    for batch in batches:
+        with torch.no_grad():
+            expected = pretrained.model(**batch)[0]
+        answer = next(iter(compiled(**batch).values()))
+        mask = batch.get("attention_mask", torch.ones(expected.shape[:-1])).bool()
+        assert torch.allclose(answer[mask], expected[mask], rtol=1e-3, atol=1e-3)
+    operations = (out / MODEL_FILE).read_text().count('type="LookupFFN"')
+    assert operations == 2
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+
+
+def test_the_card_says_how_to_load_it(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    export(checkpoint("bert"), out)
+    lines = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)[1]
+    code = f"import os, sys; os.chdir(sys.argv[1])\n{lines}\nprint(len(model.inputs))"
+    assert python(code, out).strip() == "2"
+
+
+def test_the_rest_in_int8(core, checkpoint, tmp_path):
+    pytest.importorskip("nncf")
+    text = tmp_path / "text.txt"
+    text.write_text(converted.TEXT * 40)
+    out = tmp_path / "out"
+    done = invoke(checkpoint("bert"), "-o", out, "--rest", "int8", "--data", text)
+    assert done.exit_code == 0, done.output
+    model = core.read_model(out / MODEL_FILE)
+    kinds = [node.get_type_name() for node in model.get_ops()]
+    assert kinds.count("LookupFFN") == 2
+    assert kinds.count("FakeQuantize") > 4
+    pretrained = load_pretrained(str(checkpoint("bert")))
+    batch = dict(pretrained.processor([converted.TEXT.splitlines()[0]], return_tensors="pt"))
+    with torch.no_grad():
+        expected = pretrained.model(**batch).last_hidden_state
+    error = (Compiled(core, model)(**batch)["last_hidden_state"] - expected).norm() / expected.norm()
+    assert 1e-4 < error < 0.2
+
+
+def test_mistakes_are_named(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    for arguments, expected in (
+        ((checkpoint("bert"), "-o", tmp_path / "there"), "exists"),
+        ((checkpoint("bert"), "-o", tmp_path / "x", "--to", "tensorrt"), "unknown engine"),
+        ((checkpoint("bert"), "-o", tmp_path / "x", "--rest", "int4"), "unknown dtype"),
+        ((checkpoint("bert"), "-o", tmp_path / "x", "--rest", "int8"), "no data"),
+        ((checkpoint("bert").with_name("bert-dense"), "-o", tmp_path / "x"), "no compressed checkpoint"),
+    ):
+        done = invoke(*arguments)
+        assert done.exit_code == 2, done.output
+        assert isinstance(done.exception, SystemExit)
+        assert expected in done.output
+    monkeypatch.setattr(library.shutil, "which", lambda name: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    extension.cache_clear()
+    with pytest.raises(KernelError, match="no gcc"):
+        extension()
+    extension.cache_clear()
+    with pytest.raises(CompressError):
+        export(tmp_path / "nothing", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
