@@ -49,8 +49,7 @@ def _options(
 
 for _name, _command in (
     ("convert", convert), ("resume", resume), ("status", status), ("inspect", inspect), ("eval", evaluate),
-    ("bench", bench), ("run", run), ("recipes", recipes), ("verify", verify), ("push", push),
-    ("export", export),
+    ("bench", bench), ("run", run), ("recipes", recipes), ("verify", verify), ("push", push), ("export", export),
 ):  # fmt: skip
     app.command(_name)(_command)
 

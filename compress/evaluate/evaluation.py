@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def evaluate(
     if tasks is None:
         tasks = recipe.eval.tasks if recipe else ()
     if data is None:
-        data = _recipe_data(folder, recipe, needed=not tasks)
+        with suppress(DataError) if tasks else nullcontext():
+            data = _recipe_data(folder, recipe)
     dense, compressed = (
         _checked(checkpoint)
         if isinstance(checkpoint, tuple)
@@ -103,7 +105,7 @@ def checkpoint_data(folder: Path | None, data: str | None, pretrained: Pretraine
     """
     recipe = _recipe(folder)
     length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
-    return load_examples(str(data or _recipe_data(folder, recipe, needed=True)), pretrained, sequence_length=length)
+    return load_examples(data or _recipe_data(folder, recipe), pretrained, sequence_length=length)
 
 
 def _folder(checkpoint: str) -> Path:
@@ -181,16 +183,14 @@ def _recipe(folder: Path | None) -> Recipe | None:
     return parse_recipe(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
-def _recipe_data(folder: Path | None, recipe: Recipe | None, needed: bool) -> str | None:
-    """Name the data that the checkpoint's recipe evaluates on. Not to be found from here: DataError if it is needed."""
+def _recipe_data(folder: Path | None, recipe: Recipe | None) -> str:
+    """Name the data that the checkpoint's recipe evaluates on, if it can still be named from here."""
     recorded = recipe.resolved()["eval"]["data"] if recipe else None  # a name: whatever path a stranger wrote there
     recorded = None if recorded == ".." else recorded
     if recorded and folder is not None:  # the job, where it is still here, knows the whole path
         recorded = _journal(folder).get("recipe", {}).get("values", {}).get("eval", {}).get("data") or recorded
     if recorded and (recorded.startswith(HUB) or Path(recorded).exists()):
         return recorded
-    if not needed:
-        return None
     raise DataError(
         f"the recipe's eval.data was {recorded}, which is not to be found from here" if recorded
         else "there is no data to evaluate on: the recipe names none in eval.data",
