@@ -17,15 +17,15 @@ static size_t aligned(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LI
 /* Bytes of a tile's buffers, and those buffers laid out from `base` (NULL: only count). */
 static size_t tile_buffers(struct tile *t, char *base, int64_t tokens) {
     const struct ffn *f = t->ffn;
-    size_t reads = (size_t)(tokens * f->cells * f->groups * PANEL) * 4, at = 0;
-    t->inputs = (float *)(base + at);
-    at += aligned((size_t)(tokens * f->input_width) * 4);
-    t->index = (int32_t *)(base + at);
-    at += aligned(reads);
-    t->weight = (float *)(base + at);
-    at += aligned(reads);
-    t->out = (float *)(base + at);
-    return at + aligned((size_t)(tokens * f->out_width) * 4);
+    const size_t inputs = aligned((size_t)(tokens * f->input_width) * 4);
+    const size_t reads = aligned((size_t)(tokens * f->cells * f->groups * PANEL) * 4);
+    if (base) { /* an offset to NULL is undefined */
+        t->inputs = (float *)base;
+        t->index = (int32_t *)(base + inputs);
+        t->weight = (float *)(base + inputs + reads);
+        t->out = (float *)(base + inputs + 2 * reads);
+    }
+    return inputs + 2 * reads + aligned((size_t)(tokens * f->out_width) * 4);
 }
 
 /* Multiply-adds a token, roughly. */
