@@ -22,8 +22,8 @@ def resume(
     """Go on with an interrupted conversion, on the device and with the threads that it began with."""
     from compress.conversion import resume as run
 
-    with resumable(out):
-        report = run(out, overrides=overrides or (), device=device, threads=threads, announce=show_plan)
+    with resumable(out) as stop:
+        report = run(out, overrides=overrides or (), device=device, threads=threads, announce=show_plan, stop=stop)
     if report is None:
         typer.echo(f"the conversion in {out} is finished")
     finish(out, report)

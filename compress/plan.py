@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import CompressError
@@ -34,12 +34,22 @@ class SitePlan:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """Upper bounds of what a conversion takes, in bytes: memory of the process, disk of its folder at its peak."""
+
+    memory: int
+    disk: int
+    checkpoint: int  # the files that stay
+
+
+@dataclass(frozen=True)
 class Plan:
     """All sites of a conversion and what was clamped or is worth knowing before it starts."""
 
     sites: tuple[SitePlan, ...]
     table_dtype: str
     notes: tuple[str, ...]
+    needs: Needs | None = None
 
     @property
     def converted(self) -> tuple[SitePlan, ...]:
@@ -56,7 +66,12 @@ class Plan:
     def memory(self) -> float:
         """Stored bytes of the students over the int8 bytes of the dense FFNs that they replace."""
         total = sum(entry.dense.int8_bytes for entry in self.converted)
-        return sum(self._stored(entry) for entry in self.converted) / total
+        return sum(self._stored(entry) for entry in self.converted) / total if total else 0.0
+
+    def keeping_dense(self, name: str, reason: str) -> Plan:
+        """The plan with one site left dense after all, and a note that says why."""
+        sites = tuple(replace(entry, geometry=None) if entry.site.name == name else entry for entry in self.sites)
+        return replace(self, sites=sites, notes=(*self.notes, f"{name} stays dense: {reason}"))
 
     def _stored(self, entry: SitePlan) -> int:
         assert entry.geometry is not None

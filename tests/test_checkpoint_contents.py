@@ -195,7 +195,7 @@ def test_verify_files(made: SimpleNamespace) -> None:
         Problem("vocab.txt", "missing"),
     ]
     (made.folder / "manifest.json").write_text("{}")
-    assert verify_files(made.folder) == [Problem("manifest.json", "damaged: 'files'")]
+    assert verify_files(made.folder) == [Problem("manifest.json", "damaged: its SHA-256 is not the recorded one")]
     (made.folder / "manifest.json").unlink()
     assert verify_files(made.folder) == [Problem("manifest.json", "missing")]
 

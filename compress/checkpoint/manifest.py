@@ -1,18 +1,17 @@
-"""The manifest: SHA-256 of every file of a checkpoint."""
+"""The manifest: SHA-256 of every file of a checkpoint, and of itself."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import replace_text
+from ..durable import file_problem, file_record, replace_text, seal, unseal
 
 MANIFEST_FILE = "manifest.json"
-VERSION = 1
+VERSION = 2  # 1 had no SHA-256 of its own
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,8 @@ def write_manifest(folder: Path, changed: Iterable[str] | None = None) -> None:
     """Record every file but the manifest itself and hidden ones; with `changed`, only those files are read again."""
     files = {} if changed is None else dict(_read(folder)["files"])
     for name in _names(folder) if changed is None else changed:
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)}
-    text = json.dumps({"version": VERSION, "files": files}, indent=1, sort_keys=True) + "\n"
-    replace_text(folder / MANIFEST_FILE, text)
+        files[name] = file_record(folder / name)
+    replace_text(folder / MANIFEST_FILE, seal({"version": VERSION, "files": files}, sort_keys=True))
 
 
 def verify_files(folder: Path | str) -> list[Problem]:
@@ -41,15 +39,7 @@ def verify_files(folder: Path | str) -> list[Problem]:
         return [Problem(MANIFEST_FILE, "missing")]
     except (ValueError, KeyError, TypeError) as error:
         return [Problem(MANIFEST_FILE, f"damaged: {error}")]
-    return [Problem(name, what) for name, entry in files.items() if (what := _check(folder / name, entry))]
-
-
-def _check(path: Path, entry: dict[str, Any]) -> str | None:
-    if not path.is_file():
-        return "missing"
-    if (size := path.stat().st_size) != entry["bytes"]:
-        return f"{size} bytes, not {entry['bytes']} as recorded"
-    return None if _digest(path) == entry["sha256"] else "altered: its SHA-256 is not the recorded one"
+    return [Problem(name, what) for name, entry in files.items() if (what := file_problem(folder / name, entry))]
 
 
 def _names(folder: Path) -> list[str]:
@@ -59,10 +49,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    return manifest
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+    values = json.loads(text)
+    if isinstance(values, dict) and values.get("version") == 1 and "sha256" not in values:
+        return values
+    return unseal(text, sort_keys=True)
