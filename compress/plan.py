@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import CompressError
@@ -66,14 +66,15 @@ class Plan:
     def memory(self) -> float:
         """Stored bytes of the students over the int8 bytes of the dense FFNs that they replace."""
         total = sum(entry.dense.int8_bytes for entry in self.converted)
-        return sum(self._stored(entry) for entry in self.converted) / total if total else 0.0
+        return sum(self.stored(entry) for entry in self.converted) / total if total else 0.0
 
     def keeping_dense(self, name: str, reason: str) -> Plan:
         """The plan with one site left dense after all, and a note that says why."""
         sites = tuple(replace(entry, geometry=None) if entry.site.name == name else entry for entry in self.sites)
         return replace(self, sites=sites, notes=(*self.notes, f"{name} stays dense: {reason}"))
 
-    def _stored(self, entry: SitePlan) -> int:
+    def stored(self, entry: SitePlan) -> int:
+        """Bytes of a student in the checkpoint."""
         assert entry.geometry is not None
         return stored_bytes(entry.geometry, self.table_dtype, entry.hash_dtype)  # type: ignore[arg-type]
 
@@ -84,6 +85,7 @@ class Plan:
             "memory": self.memory,
             "costs": {e.site.name: cost(e.geometry) / e.dense.cost for e in self.converted if e.geometry},
             "notes": list(self.notes),
+            "needs": asdict(self.needs) if self.needs else None,
             "sites": {e.site.name: e.geometry.to_dict() if e.geometry else None for e in self.sites},
         }
 
@@ -101,7 +103,7 @@ class Plan:
                 table.add_row(entry.site.name, shape, "kept dense", "1", "1x")
                 continue
             student = f"{g.tables} tables x {g.bits} bits ({g.projection}), code {g.rank}, {g.neurons} neurons"
-            stored = self._stored(entry) / dense.int8_bytes
+            stored = self.stored(entry) / dense.int8_bytes
             table.add_row(entry.site.name, shape, student, f"{cost(g) / dense.cost:.3f}", f"{stored:.1f}x")
         return table
 

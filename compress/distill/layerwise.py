@@ -121,8 +121,8 @@ class SiteDistiller:
                     self.progress.drop(_slot(chunk))
                 chunk, data = part.chunk, self._collect(part.chunk)
                 self.beginning, self.ends = None, [0]
-                visits = self._visit(len(data), part)
-            rows = data.rows(visits[training.step - part.start])
+                visits = _Visits(len(data), self.settings.batch_tokens, self.seed * 7919 + chunk.start)
+            rows = data.rows(visits.batch(training.step - part.start))
             error = training.train_step(lambda: self.objective(student(rows.x), rows))  # noqa: B023  # called at once
             told(training.step, error)
             if training.step < self.settings.steps and self.progress.due():
@@ -165,15 +165,6 @@ class SiteDistiller:
             start = parts[-1].stop
         return parts
 
-    def _visit(self, tokens: int, part: _Part) -> list[Tensor]:
-        """Mini-batches of token indices over a recorded chunk, reshuffled at each pass."""
-        generator = torch.Generator().manual_seed(self.seed * 7919 + part.chunk.start)
-        size, steps = min(self.settings.batch_tokens, tokens), part.stop - part.start
-        batches: list[Tensor] = []
-        while len(batches) < steps:
-            batches.extend(torch.randperm(tokens, generator=generator).split(size)[: max(1, tokens // size)])
-        return batches[:steps]
-
 
 @dataclass(frozen=True)
 class _Part:
@@ -182,6 +173,24 @@ class _Part:
     chunk: range
     start: int
     stop: int
+
+
+class _Visits:
+    """Mini-batches of token indices over a recorded chunk, reshuffled at each pass."""
+
+    def __init__(self, tokens: int, size: int, seed: int) -> None:
+        self.tokens, self.size, self.seed = tokens, min(size, tokens), seed
+        self.passes = 0
+
+    def batch(self, number: int) -> Tensor:
+        """The batch of any number, from 0; quick where numbers rise."""
+        wanted, position = divmod(number, max(1, self.tokens // self.size))
+        if self.passes == 0 or self.passes > wanted + 1:
+            self.generator, self.passes = torch.Generator().manual_seed(self.seed), 0
+        while self.passes <= wanted:
+            self.order = torch.randperm(self.tokens, generator=self.generator)
+            self.passes += 1
+        return self.order[position * self.size : (position + 1) * self.size]
 
 
 def _slot(chunk: range) -> str:
