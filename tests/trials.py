@@ -163,24 +163,25 @@ def limits(folder: Path, *sizes: str) -> dict[str, Any]:
     return _full(trials, folder, [int(size) for size in sizes], limited)
 
 
-def rooms(folder: Path, step: str) -> dict[str, Any]:
-    """A file system of its own with ever less room; needs the right to mount."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={BALLAST}", "tmpfs", folder], check=True)
+def rooms(folder: Path, step: str, most: str, save_seconds: str) -> dict[str, Any]:
+    """A file system of its own with room for `step` bytes, and more, up to `most`; needs the right to mount."""
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={BALLAST}", "tmpfs", disk], check=True)
     try:
-        trials = Trials(folder)
-        ballast = folder / "ballast"
+        trials = Trials(disk)
+        ballast = disk / "ballast"
 
         def filled(out: Path, room: int) -> int:
             def fill(plan: Any) -> None:
-                used = os.statvfs(folder)
+                used = os.statvfs(disk)
                 ballast.write_bytes(bytes(max(0, used.f_bavail * used.f_frsize - room)))
 
-            return fork(lambda: trials.go(out, 0.0, fill), folder / f"{room}.txt")
+            return fork(lambda: trials.go(out, float(save_seconds), fill), folder / f"{room}.txt")
 
-        most = 2 * sum(len(content) for content in trials.wanted.values()) + (4 << 20)
-        return _full(trials, folder, list(range(int(step), most, int(step))), filled, ballast)
+        return _full(trials, folder, list(range(int(step), int(most), int(step))), filled, ballast)
     finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def _full(
@@ -189,7 +190,7 @@ def _full(
     """Run into each limit; without it, go on; look for half-written files in between."""
     statuses, messages, differing, halves, failed = Counter[int](), {}, 0, 0, 0
     for size in sizes:
-        out = folder / f"full-{size}"
+        out = trials.folder / f"full-{size}"
         statuses[status := wait(begin(out, size))] += 1
         told = folder / f"{size}.txt"
         if ballast is not None:

@@ -38,7 +38,8 @@ class Job:
     def __init__(self, out: Path, journal: dict[str, Any], problems: Iterable[str] = ()) -> None:
         self.out, self.journal, self.problems = out, journal, list(problems)
         self.clock = Clock()
-        self.stop: Callable[[], bool] = lambda: False  # asked for at every step
+        self.stop: Callable[[], bool] = lambda: False
+        self._stopping = False
 
     @property
     def folder(self) -> Path:
@@ -141,6 +142,11 @@ class Job:
         with open(self.folder / _LOCK, "a+") as file:
             return not _try_lock(file, fcntl.LOCK_SH)
 
+    def stopping(self) -> bool:
+        """Whether the job was asked to stop; asked itself at every step."""
+        self._stopping = self._stopping or self.stop()
+        return self._stopping
+
     def write(self) -> None:
         """Replace the journal and its copy."""
         text = seal(self.journal)
@@ -175,7 +181,7 @@ class Job:
         for entry in kept.values():
             (self.folder / entry["file"]).unlink(missing_ok=True)
         self.clock.restart()
-        if self.stop():
+        if self.stopping():
             raise Stopped
 
     def verify(self) -> list[str]:

@@ -33,7 +33,7 @@ class Progress:
 
     def due(self) -> bool:
         """Whether what is not durable yet should be kept now."""
-        return self.job.clock.due() or self.job.stop()
+        return self.job.clock.due() or self.job.stopping()
 
     def keep(self, slot: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Make a slot's new content durable. Raises Stopped, behind that, where the job was asked to stop."""
@@ -47,7 +47,7 @@ class Progress:
             self.job.write()
             if before is not None:
                 (self.job.folder / before["file"]).unlink(missing_ok=True)
-        if self.job.stop():
+        if self.job.stopping():
             raise Stopped
 
     def get(self, slot: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
