@@ -34,10 +34,10 @@ def convert(
     from compress.conversion import convert as run
 
     out = output if output is not None else default_output(model)
-    with resumable(out, trust_remote_code):
+    with resumable(out, trust_remote_code) as stop:
         report = run(
             model, recipe, out, data=data, overrides=overrides or (), device=device, threads=threads, dry_run=dry_run,
-            trust_remote_code=trust_remote_code, announce=show_plan,
+            trust_remote_code=trust_remote_code, announce=show_plan, stop=stop,
         )  # fmt: skip
     finish(out, report)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import typer
@@ -12,7 +15,8 @@ from typer.core import TyperGroup
 
 from compress.errors import CompressError
 
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
+_PATIENCE = 3  # seconds until a job that comes to no durable state is ended behind the last one
 
 
 class Commands(TyperGroup):
@@ -31,14 +35,59 @@ class Commands(TyperGroup):
 
 
 @contextmanager
-def resumable(out: Path, trust_remote_code: bool = False) -> Iterator[None]:
-    """Tell how to go on when the user interrupts a job in `out`."""
+def resumable(out: Path, trust_remote_code: bool = False) -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM end a job in `out` behind a durable state, and tell how to go on.
+
+    Gives what the job asks at every step. Where it does not come to ask, as in a long computation that is no step, it
+    is ended after a few seconds behind its last durable state. A second signal ends the process at once.
+    """
+    from compress.distill.stopped import Stopped
+
+    received: list[int] = []
+    how = resume_command(out, trust_remote_code)
+
+    def begin(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for other in kept:
+            signal.signal(other, signal.SIG_DFL)
+        if not _begun(out):
+            raise KeyboardInterrupt
+        _say(f"\nending behind a durable state (again to end at once); continue with: {how}\n")
+        signal.signal(signal.SIGALRM, lapse)
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+
+    def lapse(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def asked() -> bool:
+        if received:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # the job knows, and saves before it ends
+        return bool(received)
+
+    # One that is ignored, as in the background of a shell or under nohup, stays ignored.
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: handler for number, handler in kept.items() if handler != signal.SIG_IGN}
+    for number in kept:
+        signal.signal(number, begin)
     try:
-        yield
-    except KeyboardInterrupt:
-        how = f"; continue with: {resume_command(out, trust_remote_code)}"
-        typer.echo("interrupted" + (how if (out / ".job" / "journal.json").exists() else ""), err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        yield asked
+    except (KeyboardInterrupt, Stopped):
+        what = "terminated" if received[:1] == [signal.SIGTERM] else "interrupted"
+        typer.echo(f"{what}; continue with: {how}" if _begun(out) else what, err=True)
+        raise typer.Exit(TERMINATED if what == "terminated" else INTERRUPTED) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _begun(out: Path) -> bool:
+    return (out / ".job" / "journal.json").exists()
+
+
+def _say(text: str) -> None:
+    """Write from within a signal handler, where the streams' own buffers may be in use."""
+    os.write(2, text.encode())
 
 
 def resume_command(out: Path, trust_remote_code: bool = False) -> str:

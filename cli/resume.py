@@ -23,10 +23,10 @@ def resume(
     """Go on with an interrupted conversion, on the device and with the threads that it began with."""
     from compress.conversion import resume as run
 
-    with resumable(out, trust_remote_code):
+    with resumable(out, trust_remote_code) as stop:
         report = run(
             out, overrides=overrides or (), device=device, threads=threads, trust_remote_code=trust_remote_code,
-            announce=show_plan,
+            announce=show_plan, stop=stop,
         )  # fmt: skip
     if report is None:
         typer.echo(f"the conversion in {out} is finished")

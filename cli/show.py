@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from compress.durable import size_text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,6 +29,9 @@ def show_plan(plan: Plan) -> None:
     out.print(plan.table())
     for note in plan.notes:
         out.print(note)
+    if plan.needs is not None:
+        memory, disk = size_text(plan.needs.memory), size_text(plan.needs.disk)
+        out.print(f"needs up to {memory} of memory and {disk} of disk; {size_text(plan.needs.checkpoint)} of it stay")
 
 
 def show_report(report: Report) -> None:

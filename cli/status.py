@@ -32,7 +32,10 @@ def status(
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """Give a job's state ("running", "interrupted", "finished") and its stages, each with units done and in all."""
+    """Give a job's state ("running", "interrupted", "finished") and its stages, each with units done and in all.
+
+    `problems`: what of the journal was damaged, so that its copy was read.
+    """
     journal = job.journal
     finished = journal["state"] == "finished"
     state = "finished" if finished else "running" if job.running() else "interrupted"
@@ -45,14 +48,19 @@ def describe(job: Job) -> dict[str, Any]:
         "threads": journal["options"]["threads"],
         "state": state,
         "stages": _stages(journal, finished),
+        "problems": job.problems,
         "resume": resume_command(job.out, journal["options"]["trust_remote_code"]) if state == "interrupted" else None,
     }
 
 
 def _stages(journal: dict[str, Any], finished: bool) -> list[dict[str, Any]]:
     """Stages in order, with the results of finished units: errors of each site, and of the model end to end."""
-    units = journal["units"]
-    sites = [name for name, geometry in journal["plan"]["sites"].items() if geometry is not None]
+    units = {
+        name: {key: value for key, value in result.items() if key != "files"}
+        for name, result in journal["units"].items()
+    }
+    plan = journal["plan"]["sites"].items()  # a site that came to stay dense has a result, too
+    sites = [name for name, geometry in plan if geometry is not None or f"distill/{name}" in units]
     distilled = {name: units[f"distill/{name}"] for name in sites if f"distill/{name}" in units}
     stages = [{"name": "distill", "done": len(distilled), "total": len(sites), "results": distilled}]
     if _steps(journal, "finetune") or "finetune" in units:
@@ -77,8 +85,20 @@ def _show(described: dict[str, Any]) -> None:
     for stage in described["stages"]:
         typer.echo(f"  {stage['name']:<9} {stage['done']}/{stage['total']}")
         for name, result in stage["results"].items():
-            errors = [f"{key} {result[key]:.4f}" for key in ("fitted", "distilled", "before", "after") if key in result]
-            dropped = ", not kept" if result.get("kept") is False else ""
-            typer.echo(f"    {name}: error {', '.join(errors)}{dropped}")
+            typer.echo(f"    {name}: {_result(result)}")
+    for problem in described["problems"]:
+        typer.echo(f"  {problem}; its copy was read")
     if described["resume"]:
         typer.echo(f"go on with: {described['resume']}")
+
+
+def _result(result: dict[str, Any]) -> str:
+    if "dense" in result:
+        return f"stays dense, as training diverged: {result['dense']}"
+    errors = [f"{key} {result[key]:.4f}" for key in ("fitted", "distilled", "before", "after") if key in result]
+    notes = [", not kept"] if result.get("kept") is False else []
+    if "diverged" in result:
+        notes.append(f"; training diverged: {result['diverged']}")
+    elif "restarts" in result:
+        notes.append(f"; began again {result['restarts']} time(s) with smaller steps")
+    return f"error {', '.join(errors)}{''.join(notes)}"

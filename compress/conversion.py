@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -11,23 +12,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from .checkpoint import Placement, check_side_files, round_rest, save_checkpoint, write_report
+from .checkpoint import (
+    FORMAT_VERSION,
+    Placement,
+    check_side_files,
+    round_rest,
+    save_checkpoint,
+    write_report,
+)
 from .data import Corpus, EvalData, check_data, load_corpus, load_examples
 from .distill.activations import Tap, check_reached
-from .distill.job import Job, hash_file
+from .distill.job import JOURNAL_VERSION, STAGES, Job
 from .distill.stages import Stages
-from .errors import JobError, RecipeError
+from .durable import hash_file, room_for, size_text
+from .errors import DiskFullError, JobError, RecipeError
 from .evaluate import Report, evaluate
 from .evaluate.tasks import load_tasks
 from .lookup import LookupFFN, pack
 from .models import Pretrained, load_pretrained
+from .needs import estimate
 from .plan import Plan, choose_sites, make_plan
 from .recipe import Recipe, load_recipe, restore_recipe
 from .sites import find_experts, find_norms, find_sites, swap
 
 Announce = Callable[[Plan], None]
+Stop = Callable[[], bool]
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+_PROCESSOR = (
+    *("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model", "*.bpe"),
+    *("preprocessor_config.json", "processor_config.json", "chat_template*"),
+)
 
 
 @dataclass
@@ -40,19 +56,21 @@ class _Prepared:
     examples: EvalData
     plan: Plan
     taps: list[Tap]  # of the sites that are converted
-    fingerprints: dict[str, str]
+    fingerprints: dict[str, Any]
 
 
 def convert(
     model: str, recipe: str | Path | Recipe, out: str | Path, *, data: str | None = None, overrides: Sequence[str] = (),
     device: str | None = None, threads: int | None = None, dry_run: bool = False, trust_remote_code: bool = False,
-    announce: Announce = lambda plan: None,
+    announce: Announce = lambda plan: None, stop: Stop = lambda: False,
 ) -> Report | None:  # fmt: skip
     """Convert `model` (hub id or folder) by `recipe` (path, bundled name or read) into the checkpoint folder `out`.
 
     data: a path or hub:NAME in place of the recipe's.  overrides: `key=value` as with --set.  announce: told the plan
-    once everything is checked.  With `dry_run` nothing is written and None comes back; otherwise the final report.
-    Raises a CompressError for whatever a user can mend, before any training has begun.
+    once everything is checked.  stop: asked at every step of training; where it says so, the job ends behind a durable
+    state and Stopped is raised.  With `dry_run` nothing is written and None comes back; otherwise the final report.
+    Raises a CompressError for whatever a user can mend, before any training has begun, and DiskFullError whenever there
+    is no room; the job can be resumed then.
     """
     out = Path(out)
     name = "the recipe" if isinstance(recipe, Recipe) else str(recipe)
@@ -72,6 +90,7 @@ def convert(
     options = _use_machine(device, threads, trust_remote_code)
     prepared = _prepare(model, chosen, options)
     announce(prepared.plan)
+    _check_room(out, prepared.plan)
     if dry_run:
         return None
     job = Job.create(
@@ -84,24 +103,34 @@ def convert(
             "plan": prepared.plan.to_dict(),
         },
     )
+    job.stop = stop
     with job.lock():
         return _run(job, prepared)
 
 
 def resume(
     out: str | Path, *, overrides: Sequence[str] = (), device: str | None = None, threads: int | None = None,
-    trust_remote_code: bool = False, announce: Announce = lambda plan: None,
+    trust_remote_code: bool = False, announce: Announce = lambda plan: None, stop: Stop = lambda: False,
 ) -> Report | None:  # fmt: skip
     """Go on with the job in `out`, on the device and threads it began with unless told otherwise.
 
-    overrides: settings of stages that have not begun. None comes back where the job is finished already.
-    Raises JobError where there is no job, it runs elsewhere, or model, data or recipe changed since it began.
+    overrides: settings of the stages behind the layer-wise one, which are done again from there, or of all where none
+    has begun.  announce, stop: as in `convert`.  None comes back where the job is finished already.
+    Raises JobError where there is no job, it runs elsewhere, it is finished and `overrides` would change it, or model,
+    tokenizer, data, recipe or the library's format changed since it began.
     """
     job = Job.open(Path(out))
-    if job.journal["state"] == "finished":
-        return None
     with job.lock():  # before the journal is read for good: another process may just have added to it
         job = Job.open(Path(out))
+        if job.journal["state"] == "finished":
+            if overrides:
+                raise JobError(
+                    "the conversion is finished: no setting can change it", where=str(out),
+                    remedy="convert again, into another folder",
+                )  # fmt: skip
+            job.tidy()
+            return None
+        job.stop = stop
         recorded = job.journal["options"]
         if recorded["trust_remote_code"] and not trust_remote_code:  # a journal may come from a stranger, too
             raise JobError(
@@ -114,13 +143,36 @@ def resume(
         stored = job.journal["recipe"]
         recipe = restore_recipe(stored["values"], stored["text"], stored["name"], overrides)
         prepared = _prepare(job.journal["source"], recipe, options)
-        job.check_fingerprints(prepared.fingerprints, ignore=set(_stage_fingerprints(recipe)) - job.stages_begun())
+        _check_unchanged(job, prepared.fingerprints, changes=bool(overrides))
         announce(prepared.plan)
+        for problem in job.verify():
+            tqdm.write(f"{problem}; what depends on it is done again")
         job.journal["recipe"]["values"] = recipe.stored()
         job.journal["options"] = options
         job.journal["fingerprints"] = prepared.fingerprints
         job.write()
         return _run(job, prepared)
+
+
+def _check_room(out: Path, plan: Plan) -> None:
+    folder = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    if plan.needs is not None and plan.needs.disk > free:
+        raise DiskFullError(
+            f"the conversion needs up to {size_text(plan.needs.disk)} of disk, {size_text(free)} are free",
+            where=str(folder), remedy="make room, or choose a folder on another disk with -o",
+        )  # fmt: skip
+
+
+def _check_unchanged(job: Job, current: dict[str, Any], changes: bool) -> None:
+    """Raise JobError naming what changed since the job began; stages whose settings are changed on purpose restart."""
+    recorded = job.journal["fingerprints"]
+    changed = [stage for stage in STAGES if recorded.get(stage) != current[stage]]
+    may_change = {*STAGES[1:], *(() if job.begun("distill") else STAGES[:1])} if changes else set()
+    ignored = may_change | ({"evaluation data"} if "evaluate" in may_change.intersection(changed) else set())
+    job.check_fingerprints(current, ignored)
+    if changed:
+        job.restart_from(changed[0])
 
 
 def _lasting_name(model: str, revision: str | None) -> str:
@@ -146,6 +198,7 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     check_side_files(pretrained.folder)
     corpus = load_corpus(recipe.data, pretrained, recipe.seed)
     plan = make_plan(sites, recipe, corpus, experts)
+    plan = replace(plan, needs=estimate(plan, recipe, corpus, pretrained))
     if recipe.eval.data is None:
         examples = EvalData.held_out(corpus.holdout, pretrained.task, corpus.description)
     else:
@@ -155,13 +208,20 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
         load_tasks(recipe.eval.tasks, pretrained)  # now, so that hours are not spent before a mistake is found
     taps = [Tap(entry.site, norms[entry.site.name]) for entry in plan.converted]
     check_reached(pretrained.model, taps, next(iter(corpus.holdout.batches(1))))
-    weights = sorted(path for pattern in _WEIGHTS for path in pretrained.folder.glob(pattern))
     fingerprints = {
-        "model": "".join(hash_file(path) for path in weights),
+        "library format": {"job": JOURNAL_VERSION, "checkpoint": FORMAT_VERSION},
+        "model": _hashes(pretrained.folder, _WEIGHTS),
+        "tokenizer": _hashes(pretrained.folder, _PROCESSOR),
         "data": corpus.fingerprint,
+        "evaluation data": examples.fingerprint,
         **_stage_fingerprints(recipe),
     }
     return _Prepared(recipe, pretrained, corpus, examples, plan, taps, fingerprints)
+
+
+def _hashes(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of a folder's files that match."""
+    return {path.name: hash_file(path) for pattern in patterns for path in sorted(folder.glob(pattern))}
 
 
 def _stage_fingerprints(recipe: Recipe) -> dict[str, str]:
@@ -176,18 +236,34 @@ def _stage_fingerprints(recipe: Recipe) -> dict[str, str]:
 
 def _run(job: Job, prepared: _Prepared) -> Report:
     started = time.monotonic()
+    try:
+        converted = _converted(job, prepared)
+        report = _evaluate(job, prepared, converted)
+        job.journal["seconds"] = job.journal.get("seconds", 0.0) + time.monotonic() - started
+        write_report(job.out, {**report.to_dict(), "seconds": job.journal["seconds"]})
+        job.finish()
+    except DiskFullError as error:
+        needs = prepared.plan.needs
+        whole = f" (the whole conversion needs up to {size_text(needs.disk)})" if needs else ""
+        raise DiskFullError(
+            error.message, where=error.where,
+            remedy=f"make room{whole}, then go on with `compress resume {shlex.quote(str(job.out))}`",
+        ) from error  # fmt: skip
+    return report
+
+
+def _converted(job: Job, prepared: _Prepared) -> Pretrained:
+    """The converted model, packed and on disk: made by what is left of the stages, or read back where all is done."""
+    if job.unit("pack") is not None:
+        return load_pretrained(str(job.out), trust_remote_code=job.journal["options"]["trust_remote_code"])
     converted = replace(prepared.pretrained, model=copy.deepcopy(prepared.pretrained.model))
     stages = Stages(job, prepared.recipe, prepared.plan, prepared.taps, prepared.pretrained, converted, prepared.corpus)
     stages.distill()
     stages.finetune()
     for model in (converted.model, prepared.pretrained.model):
         torch.nn.Module.to(model, "cpu")
-    _pack(job, prepared, converted)
-    report = _evaluate(job, prepared, converted)
-    job.journal["seconds"] = job.journal.get("seconds", 0.0) + time.monotonic() - started
-    write_report(job.out, {**report.to_dict(), "seconds": job.journal["seconds"]})
-    job.finish()
-    return report
+    _pack(job, replace(prepared, plan=stages.plan, taps=list(stages.taps)), converted)
+    return converted
 
 
 def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
@@ -200,20 +276,50 @@ def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
         swap(converted.model, replace(tap.site, identities=()), packed)
         placements.append(Placement.of(converted.model, tap.site, packed))
     round_rest(converted.model, prepared.pretrained)
-    if job.unit("pack"):
-        return
+    recipe = prepared.recipe.keeping_dense([name for name, result in _sites(job) if "dense" in result])
     staging = job.folder / "checkpoint"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    save_checkpoint(
-        staging, model=converted.model, source=prepared.pretrained, placements=placements,
-        recipe_text=prepared.recipe.text, resolved_recipe=prepared.recipe.dump(), report=None,
-        probe_batch=next(iter(prepared.corpus.holdout.batches(1))),
-    )  # fmt: skip
-    job.publish(staging)
+    try:
+        with room_for(staging, prepared.plan.needs.checkpoint if prepared.plan.needs else None):
+            save_checkpoint(
+                staging, model=converted.model, source=prepared.pretrained, placements=placements,
+                recipe_text=prepared.recipe.text, resolved_recipe=recipe.dump(), report=None,
+                probe_batch=next(iter(prepared.corpus.holdout.batches(1))),
+            )  # fmt: skip
+            job.publish(staging)
+    except DiskFullError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     job.finish_unit("pack", {})
 
 
 def _evaluate(job: Job, prepared: _Prepared, converted: Pretrained) -> Report:
     compressed = replace(converted, source=str(job.out), folder=job.out)
-    return evaluate((prepared.pretrained, compressed), data=prepared.examples, tasks=prepared.recipe.eval.tasks)
+    report = evaluate((prepared.pretrained, compressed), data=prepared.examples, tasks=prepared.recipe.eval.tasks)
+    return replace(report, notes=_notes(job))
+
+
+def _sites(job: Job) -> list[tuple[str, dict[str, Any]]]:
+    """Names and results of the distilled sites."""
+    units = job.journal["units"].items()
+    return [(name.partition("/")[2], result) for name, result in units if name.startswith("distill/")]
+
+
+def _notes(job: Job) -> list[str]:
+    """What went otherwise than planned."""
+    again = "training diverged and began again from its last good state with smaller steps"
+    notes = []
+    for name, result in _sites(job):
+        if "dense" in result:
+            notes.append(f"{name} stayed dense, as its training diverged: {result['dense']}.")
+        elif "restarts" in result:
+            notes.append(f"{name}: {again}, {result['restarts']} time(s).")
+    finetuned = job.unit("finetune") or {}
+    if "diverged" in finetuned:
+        notes.append(f"End to end, training diverged: {finetuned['diverged']}.")
+    elif "restarts" in finetuned:
+        notes.append(f"End to end, {again}, {finetuned['restarts']} time(s).")
+    if finetuned.get("kept") is False:
+        notes.append("The end-to-end stage was dropped: it did not lower the error on held-out data.")
+    return notes

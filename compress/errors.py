@@ -47,6 +47,10 @@ class JobError(CompressError):
     """An output folder cannot be used: it holds something else, or a job that does not match."""
 
 
+class DiskFullError(CompressError):
+    """There is no room to write a file; what was there before is untouched."""
+
+
 class KernelError(CompressError):
     """The native kernel is missing where it is required, or was given what it cannot run."""
 

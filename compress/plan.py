@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import CompressError, SiteError
@@ -35,12 +35,22 @@ class SitePlan:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """Upper bounds of what a conversion takes, in bytes: memory of the process, disk of its folder at its peak."""
+
+    memory: int
+    disk: int
+    checkpoint: int  # the files that stay
+
+
+@dataclass(frozen=True)
 class Plan:
     """All sites of a conversion and what was clamped or is worth knowing before it starts."""
 
     sites: tuple[SitePlan, ...]
     table_dtype: str
     notes: tuple[str, ...]
+    needs: Needs | None = None
 
     @property
     def converted(self) -> tuple[SitePlan, ...]:
@@ -57,9 +67,15 @@ class Plan:
     def memory(self) -> float:
         """Stored bytes of the students over the int8 bytes of the dense FFNs that they replace."""
         total = sum(entry.dense.int8_bytes for entry in self.converted)
-        return sum(self._stored(entry) for entry in self.converted) / total
+        return sum(self.stored(entry) for entry in self.converted) / total if total else 0.0
 
-    def _stored(self, entry: SitePlan) -> int:
+    def keeping_dense(self, name: str, reason: str) -> Plan:
+        """The plan with one site left dense after all, and a note that says why."""
+        sites = tuple(replace(entry, geometry=None) if entry.site.name == name else entry for entry in self.sites)
+        return replace(self, sites=sites, notes=(*self.notes, f"{name} stays dense: {reason}"))
+
+    def stored(self, entry: SitePlan) -> int:
+        """Bytes of a student in the checkpoint."""
         assert entry.geometry is not None
         return stored_bytes(entry.geometry, self.table_dtype, entry.hash_dtype)  # type: ignore[arg-type]
 
@@ -70,6 +86,7 @@ class Plan:
             "memory": self.memory,
             "costs": {e.site.name: cost(e.geometry) / e.dense.cost for e in self.converted if e.geometry},
             "notes": list(self.notes),
+            "needs": asdict(self.needs) if self.needs else None,
             "sites": {e.site.name: e.geometry.to_dict() if e.geometry else None for e in self.sites},
         }
 
@@ -87,7 +104,7 @@ class Plan:
                 table.add_row(entry.site.name, shape, "kept dense", "1", "1x")
                 continue
             student = f"{g.tables} tables x {g.bits} bits ({g.projection}), code {g.rank}, {g.neurons} neurons"
-            stored = self._stored(entry) / dense.int8_bytes
+            stored = self.stored(entry) / dense.int8_bytes
             table.add_row(entry.site.name, shape, student, f"{cost(g) / dense.cost:.3f}", f"{stored:.1f}x")
         return table
 

@@ -173,6 +173,7 @@ def test_options_of_a_conversion_arrive(monkeypatch: pytest.MonkeyPatch, tmp_pat
     args, kwargs = calls.pop()
     assert args == ("owner/name@main", "fast", tmp_path)
     assert callable(kwargs.pop("announce"))
+    assert kwargs.pop("stop")() is False
     assert kwargs == {
         "data": "hub:text", "overrides": ["seed=1", "a.b=c"], "device": "cpu", "threads": 2, "dry_run": True,
         "trust_remote_code": True,
@@ -182,6 +183,7 @@ def test_options_of_a_conversion_arrive(monkeypatch: pytest.MonkeyPatch, tmp_pat
     args, kwargs = calls.pop()
     assert args == (tmp_path,)
     assert callable(kwargs.pop("announce"))
+    assert kwargs.pop("stop")() is False
     assert kwargs == {"overrides": (), "device": None, "threads": 1, "trust_remote_code": False}
 
 

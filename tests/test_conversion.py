@@ -129,7 +129,10 @@ def test_distillation_helps(work: Path, tmp_path: Path) -> None:
     seen = {}
     finish_unit = Job.finish_unit
     try:
-        Job.finish_unit = lambda self, name, result: (seen.update({name: result}), finish_unit(self, name, result))[1]
+        Job.finish_unit = lambda self, name, result, files=(): (
+            seen.update({name: result}),
+            finish_unit(self, name, result, files),
+        )[1]
         run(work, "llama", out, "distill.steps=60", "finetune.steps=200")
     finally:
         Job.finish_unit = finish_unit
@@ -212,14 +215,14 @@ def test_killed_and_resumed_it_gives_the_same_bytes(work: Path, tmp_path: Path, 
     assert journal["state"] == "running"
     resume(killed, threads=1)
     assert result_bytes(killed) == result_bytes(whole)
-    assert {p.name for p in (killed / ".job").iterdir()} <= {"journal.json", "lock"}
+    assert {p.name for p in (killed / ".job").iterdir()} <= {"journal.json", "journal.copy.json", "lock"}
 
 
 # Runs a conversion and kills itself in the middle of a stage.
 KILL = """
 import os, signal, sys
 import compress.conversion as conversion
-import compress.distill.stages as stages
+import compress.distill.clock as clock
 from compress.distill.layerwise import SiteDistiller
 from compress.distill.endtoend import EndToEnd
 
@@ -237,9 +240,9 @@ def after(calls, function):
     return wrapped
 
 if stage.startswith("distill/"):
-    SiteDistiller.distill = after(int(stage[-1]), SiteDistiller.distill)
+    SiteDistiller.run = after(int(stage[-1]), SiteDistiller.run)
 elif stage == "finetune":
-    stages.SAVE_SECONDS = 0.0
+    clock.SAVE_SECONDS = 0.0
     EndToEnd.train_step = after(2, EndToEnd.train_step)
 elif stage == "pack":
     conversion.write_report, conversion.Job.publish = die, die

@@ -1,17 +1,16 @@
-"""The manifest: SHA-256 of every file of a checkpoint."""
+"""The manifest: SHA-256 of every file of a checkpoint, and of itself."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..durable import file_problem, file_record, replace_text, seal, unseal
 from ..errors import CheckpointError
 from ..untrusted import is_inside, read_text
-from .files import replace_text
 from .format import CONFIG_FILE
 from .side_files import is_model_file
 
@@ -33,15 +32,13 @@ def write_manifest(folder: Path, changed: Iterable[str] | None = None) -> None:
     """Record every file but the manifest itself and hidden ones; with `changed`, only those files are read again."""
     files = {} if changed is None else recorded_files(folder)
     for name in _names(folder) if changed is None else changed:
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)}
+        files[name] = file_record(folder / name)
     replace_text(folder / MANIFEST_FILE, manifest_text(files))
 
 
 def manifest_text(files: Mapping[str, Mapping[str, Any]]) -> str:
     """Give the text of the manifest that records these files; the same files give the same text."""
-    own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    values = {"version": VERSION, "files": files, "sha256": own}
-    return json.dumps(values, indent=1, sort_keys=True) + "\n"
+    return seal({"version": VERSION, "files": files}, sort_keys=True)
 
 
 def recorded_files(folder: Path) -> Files:
@@ -93,8 +90,8 @@ def _checked(manifest: Any, text: str) -> Files:
         raise ValueError(f"its version is {version!r}")
     if version > VERSION:
         raise ValueError(f"it has version {version}, this version of compress reads up to {VERSION}")
-    if version > 1 and text != manifest_text(files):
-        raise ValueError("its SHA-256 is not the recorded one")
+    if version > 1:
+        unseal(text, sort_keys=True)
     for name, entry in files.items():
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or any(part.startswith(".") for part in parts):
@@ -108,19 +105,10 @@ def _check(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
     path = folder / name
     if not is_inside(folder, path):
         return "lies outside the folder"
-    if not path.is_file():
-        return "missing"
-    if (size := path.stat().st_size) != entry["bytes"]:
-        return f"{size} bytes, not {entry['bytes']} as recorded"
-    return None if _digest(path) == entry["sha256"] else "altered: its SHA-256 is not the recorded one"
+    return file_problem(path, entry)
 
 
 def _names(folder: Path) -> list[str]:
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = (path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     return sorted(name for name in names if name != MANIFEST_FILE)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..durable import replace_text
 from ..errors import CheckpointError
 from ..lookup import PackedLookupFFN
 from ..sites import base_model
 from .card import model_card
-from .files import RECIPE_FILE, REPORT_FILE, RESOLVED_RECIPE_FILE, replace_text
+from .files import RECIPE_FILE, REPORT_FILE, RESOLVED_RECIPE_FILE
 from .format import CONFIG_FILE, CheckpointConfig, Placement, read_config_file
 from .manifest import write_manifest
 from .probe import write_probe

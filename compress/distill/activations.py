@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Split, token_mask
+from ..data import token_mask
 from ..errors import DataError
 from ..lookup import LookupFFN, PackedLookupFFN
 from ..sites import Site, listed
@@ -121,22 +121,13 @@ class Activations:
 
 
 @torch.no_grad()
-def collect(
-    dense: nn.Module, converted: nn.Module | None, tap: Tap, split: Split, steps: range, batch_tokens: int, seed: int
-) -> list[Activations]:
-    """Run the batches `steps` of a split through both models up to the norm behind the site; one entry a batch.
+def record_batch(dense: nn.Module, converted: nn.Module | None, tap: Tap, batch: dict[str, Tensor]) -> Activations:
+    """Run a batch through both models up to the norm behind the site.
 
     Inputs come from the converted prefix, or from the dense model where `converted` is None; goals always from the
     dense model.
     """
-    recorded = []
-    for step in steps:
-        batch = {key: value.to(_device(dense)) for key, value in split.batch(step, batch_tokens, seed).items()}
-        recorded.append(_record(dense, converted, tap, batch))
-    return recorded
-
-
-def _record(dense: nn.Module, converted: nn.Module | None, tap: Tap, batch: dict[str, Tensor]) -> Activations:
+    batch = {key: value.to(_device(dense)) for key, value in batch.items()}
     mask = token_mask(batch)
     keep = None if mask is None else mask.reshape(-1)
     x, y, goal = forward_to(dense, tap, batch).rows(keep)

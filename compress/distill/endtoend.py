@@ -13,9 +13,20 @@ from ..lookup import LookupFFN
 from ..models import Task
 from ..recipe import FinetuneSettings
 from .activations import Tap, Trace, observe
+from .divergence import RESTARTS, SMALLER, Diverged, diverged
 from .objectives import hidden_error, output_error
-from .optimisation import AUTO_LEARNING_RATE, Schedule, adam, clip, relative_groups, student_groups
+from .optimisation import (
+    AUTO_LEARNING_RATE,
+    Schedule,
+    adam,
+    clip,
+    moments,
+    relative_groups,
+    restore_moments,
+    student_groups,
+)
 
+EVALUATIONS = 8  # times over the training that its state is held to be good, where all weights are finite
 FINETUNE_FACTOR = 0.3  # of the layer-wise step size: the students are already near their goals
 REST_FACTOR = 0.5  # of the rate of the students: the weights of the dense model are near where they should be
 _CLIP = 1.0
@@ -25,7 +36,8 @@ class EndToEnd:
     """Trains all students of a converted model together, with the rest of it where the recipe says so.
 
     The dense model and the converted one are two modules; only the converted one changes. `state` and `load` carry
-    everything that the next step depends on.
+    everything that the next step depends on. Where the error is no number or explodes, training goes back to the last
+    good state, with smaller steps.
     """
 
     def __init__(
@@ -53,7 +65,10 @@ class EndToEnd:
         self.optimiser = adam(groups)
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.schedule = Schedule(self.optimiser, settings.steps)
-        self.step = 0
+        self.every = max(1, settings.steps // EVALUATIONS)
+        self.step, self.restarts = 0, 0
+        self.before: float | None = None  # held-out error where training starts
+        self._mark()
 
     def _rest(self) -> Iterator[nn.Parameter]:
         if self.settings.train == "all":
@@ -83,15 +98,44 @@ class EndToEnd:
         return hidden_error(self.converted.get_submodule(tap.norm)(ours), self.dense.get_submodule(tap.norm)(theirs))
 
     def train_step(self, batch: dict[str, Tensor]) -> float:
-        """One optimiser step on one batch; returns its error."""
+        """One optimiser step on one batch; returns its error. Raises Diverged, in the last good state."""
+        assert self.before is not None
         self.schedule.set(self.step)
         self.optimiser.zero_grad()
-        error = self.error(batch)
-        error.backward()
-        clip(self.parameters, _CLIP)
-        self.optimiser.step()
-        self.step += 1
-        return float(error.detach())
+        loss = self.error(batch)
+        error = float(loss.detach())
+        if not diverged(error, self.before):
+            loss.backward()
+            clip(self.parameters, _CLIP)
+            self.optimiser.step()
+            self.step += 1
+            if self.step % self.every and self.step != self.settings.steps:
+                return error
+            if all(bool(p.isfinite().all()) for p in self.parameters):
+                self._mark()
+                return error
+            error = float("nan")
+        self._restart(error)
+        return error
+
+    @torch.no_grad()
+    def _mark(self) -> None:
+        """Take the present state as the last good one."""
+        self.good_step, self.good = self.step, [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def _restart(self, error: float) -> None:
+        failed, self.step = self.step, self.good_step
+        for parameter, value in zip(self.parameters, self.good, strict=True):
+            parameter.copy_(value)
+        if self.restarts == RESTARTS:
+            raise Diverged(
+                f"error {error:.3g} at step {failed} of {self.settings.steps}, and with smaller steps before; "
+                f"it ended at step {self.step}"
+            )
+        self.restarts += 1
+        self.optimiser.state.clear()
+        self.schedule.factor = SMALLER**self.restarts
 
     @torch.no_grad()
     def held_out_error(self, split: Split, batch_tokens: int, tokens: int) -> float:
@@ -104,16 +148,26 @@ class EndToEnd:
                 break
         return total / max(1, seen)
 
-    def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        trained = {name: p.detach() for name, p in self.converted.named_parameters() if p.requires_grad}
-        return {"step": self.step, "parameters": trained, "optimiser": self.optimiser.state_dict()}
+    def trained(self) -> dict[str, Tensor]:
+        """All trained parameters by name."""
+        return {name: p.detach() for name, p in self.converted.named_parameters() if p.requires_grad}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
-        self.step = int(state["step"])
-        parameters = dict(self.converted.named_parameters())
-        with torch.no_grad():
-            for name, value in state["parameters"].items():
-                parameters[name].copy_(value)
-        self.optimiser.load_state_dict(state["optimiser"])
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and values to go on from."""
+        tensors = {f"now.{index}": p.detach() for index, p in enumerate(self.parameters)}
+        if self.good_step:  # the start is what the layer-wise stage left
+            tensors |= {f"good.{index}": value for index, value in enumerate(self.good)}
+        values = {"step": self.step, "restarts": self.restarts, "before": self.before, "good_step": self.good_step}
+        return {**tensors, **moments(self.optimiser)}, values
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on from what `state` gave, in a model as it was at the start."""
+        self.step, self.restarts = values["step"], values["restarts"]
+        self.before, self.good_step = values["before"], values["good_step"]
+        for index, parameter in enumerate(self.parameters):
+            if self.good_step:
+                self.good[index].copy_(tensors[f"good.{index}"])
+            parameter.copy_(tensors[f"now.{index}"])
+        self.schedule.factor = SMALLER**self.restarts
+        restore_moments(self.optimiser, tensors)

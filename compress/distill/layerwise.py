@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..data import Corpus, Split
+from ..data import Corpus
 from ..dense import DenseWeights
 from ..lookup import LookupFFN
 from ..lookup.fit import TABLE_STEPS, SiteData, fit
 from ..recipe import DistillSettings, FitSettings
-from .activations import Activations, Tap, collect
+from .activations import Activations, Tap
+from .divergence import RESTARTS, SMALLER, Diverged, diverged
 from .objectives import BehindNorm
-from .optimisation import AUTO_LEARNING_RATE, Schedule, adam, clip, student_groups
+from .optimisation import AUTO_LEARNING_RATE, Schedule, adam, clip, moments, restore_moments, student_groups
+from .progress import Progress
+from .recording import Recorder
 
 CACHE_BYTES = 2 << 30  # recorded activations held at once
 VISITS = 4  # of each recorded token: recording one costs about as much as training on it a few times
@@ -23,23 +28,35 @@ HELD_OUT_TOKENS = 16_384
 EVALUATIONS = 8  # of the held-out error over a site's training; the best state is kept
 TRAINED_FROM_ZERO = 200  # steps behind which tables end at the same error without a closed form
 _CLIP = 1.0
+_STATE = "state"
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Held-out errors of a site's fit and of its training, and how often that began again with smaller steps."""
+
+    fitted: float
+    distilled: float
+    restarts: int
 
 
 class SiteDistiller:
     """Fits and distils the student of one site; `dense` is untouched, `converted` has its earlier sites replaced.
 
-    Step counts and seeds alone decide the result, so a site that is started again ends with the same bytes.
+    Step counts and seeds alone decide the result, so a site that is started again, or goes on from what `progress`
+    kept of it, ends with the same bytes.
     """
 
     def __init__(
         self, dense: nn.Module, converted: nn.Module, tap: Tap, corpus: Corpus, settings: DistillSettings,
-        fit_settings: FitSettings, seed: int,
+        fit_settings: FitSettings, seed: int, progress: Progress,
     ) -> None:  # fmt: skip
-        self.dense, self.tap, self.corpus = dense, tap, corpus
-        self.converted = converted if settings.inputs == "student" else None
+        self.tap, self.corpus, self.progress = tap, corpus, progress
         self.settings, self.fit_settings, self.seed = settings, fit_settings, seed
         norm = dense.get_submodule(tap.norm) if tap.norm is not None and settings.objective == "block" else None
         self.objective = BehindNorm(norm)
+        prefix = converted if settings.inputs == "student" else None
+        self.recorder = Recorder(dense, prefix, tap, settings.batch_tokens, seed, progress)
         self.beginning: Activations | None = None  # the first batches, recorded once for the fit and the first visits
         self.ends = [0]  # tokens of it before each batch, and of all
         self.held_out = self._collect_held_out()
@@ -50,14 +67,11 @@ class SiteDistiller:
     def _steps(self, tokens: int) -> int:
         return max(1, tokens // self.settings.batch_tokens)
 
-    def _record(self, split: Split, steps: range) -> list[Activations]:
-        return collect(self.dense, self.converted, self.tap, split, steps, self.settings.batch_tokens, self.seed)
-
     def _collect(self, steps: range) -> Activations:
         if steps.start:
-            return Activations.join(self._record(self.corpus.train, steps))
+            return Activations.join(self.recorder.record(self.corpus.train, steps, _slot(steps)))
         parts = [] if self.beginning is None else [self.beginning]
-        for part in self._record(self.corpus.train, range(len(self.ends) - 1, steps.stop)):
+        for part in self.recorder.record(self.corpus.train, range(len(self.ends) - 1, steps.stop), _slot(steps)):
             parts.append(part)
             self.ends.append(self.ends[-1] + len(part))
         self.beginning = Activations.join(parts) if len(parts) > 1 else parts[0]
@@ -65,7 +79,7 @@ class SiteDistiller:
 
     def _collect_held_out(self) -> Activations:
         steps = range(self._steps(min(HELD_OUT_TOKENS, self.corpus.holdout.tokens)))
-        return Activations.join(self._record(self.corpus.holdout, steps))
+        return Activations.join(self.recorder.record(self.corpus.holdout, steps, "held"))
 
     @torch.no_grad()
     def held_out_error(self, student: LookupFFN) -> float:
@@ -89,37 +103,50 @@ class SiteDistiller:
         )  # fmt: skip
         return self.held_out_error(student)
 
-    def distill(self, student: LookupFFN, progress: Callable[[int, float], None] = lambda step, error: None) -> float:
-        """Train on `distill.steps` mini-batches and keep the state that was best on held-out tokens.
+    def run(
+        self, student: LookupFFN, dense_weights: DenseWeights,
+        told: Callable[[int, float], None] = lambda step, error: None,
+    ) -> Distilled:  # fmt: skip
+        """Fit, then train on `distill.steps` mini-batches; `student` ends in the state best on held-out tokens.
 
-        `progress` is told each step and its training error. Returns the best held-out error.
+        `told` hears each step and its training error. Raises Diverged where the error is no number or explodes, and
+        does so again from the best state with smaller steps.
         """
-        settings = self.settings
-        rate = AUTO_LEARNING_RATE if settings.learning_rate == "auto" else float(settings.learning_rate)
-        optimiser = adam(student_groups(student, rate, self.answer_scale))
-        schedule = Schedule(optimiser, settings.steps)
-        best_error, best = self.held_out_error(student), copy.deepcopy(student.state_dict())
+        training = self._training(student, dense_weights)
+        chunk: range | None = None
+        while training.step < self.settings.steps:
+            part = next(part for part in self._parts() if training.step < part.stop)
+            if part.chunk != chunk:
+                if chunk is not None:
+                    self.progress.drop(_slot(chunk))
+                chunk, data = part.chunk, self._collect(part.chunk)
+                self.beginning, self.ends = None, [0]
+                visits = _Visits(len(data), self.settings.batch_tokens, self.seed * 7919 + chunk.start)
+            rows = data.rows(visits.batch(training.step - part.start))
+            error = training.train_step(lambda: self.objective(student(rows.x), rows))  # noqa: B023  # called at once
+            told(training.step, error)
+            if training.step < self.settings.steps and self.progress.due():
+                self.progress.keep(_STATE, *training.state())
+        student.load_state_dict(training.best)
+        return Distilled(training.fitted, training.best_error, training.restarts)
 
-        step, every = 0, max(1, settings.steps // EVALUATIONS)
-        for chunk in self._chunks():
-            data = self._collect(chunk)
-            self.beginning, self.ends = None, [0]
-            for index in self._visit(len(data), chunk, settings.steps - step):
-                rows = data.rows(index)
-                schedule.set(step)
-                optimiser.zero_grad()
-                error = self.objective(student(rows.x), rows)
-                error.backward()
-                clip(student.parameters(), _CLIP)
-                optimiser.step()
-                step += 1
-                progress(step, float(error.detach()))
-                if step % every == 0 or step == settings.steps:
-                    held_out = self.held_out_error(student)
-                    if held_out < best_error:
-                        best_error, best = held_out, copy.deepcopy(student.state_dict())
-        student.load_state_dict(best)
-        return best_error
+    def _training(self, student: LookupFFN, dense_weights: DenseWeights) -> _Training:
+        rate = self.settings.learning_rate
+        rate = AUTO_LEARNING_RATE if rate == "auto" else float(rate)
+        kept = self.progress.get(_STATE)
+        if kept is not None:
+            return _Training.resumed(student, self, kept)
+        try:
+            fitted = self.fit(student, dense_weights)
+        except torch.linalg.LinAlgError as error:
+            raise Diverged(f"the closed form has no solution: {error}") from None
+        if diverged(fitted, 0.0):
+            raise Diverged(f"the closed form has error {fitted:.3g}")
+        peaks = [float(group["lr"]) for group in student_groups(student, rate, self.answer_scale)]  # type: ignore[arg-type]
+        training = _Training(student, self, peaks, fitted)
+        if self.settings.steps and self.progress.due():
+            self.progress.keep(_STATE, *training.state())
+        return training
 
     def _chunks(self) -> list[range]:
         """Batches of the corpus to record, in chunks that fit the cache; together visited `VISITS` times."""
@@ -128,15 +155,121 @@ class SiteDistiller:
         cached = max(1, CACHE_BYTES // (4 * (site.d_in + 2 * site.d_out)) // self.settings.batch_tokens)
         return [range(start, min(start + cached, unique)) for start in range(0, unique, cached)]
 
-    def _visit(self, tokens: int, chunk: range, steps_left: int) -> list[torch.Tensor]:
-        """Mini-batches of token indices over a recorded chunk, reshuffled at each pass."""
-        unique = sum(len(part) for part in self._chunks())
-        steps = min(steps_left, max(1, round(self.settings.steps * len(chunk) / unique)))
-        if chunk.stop == unique:
-            steps = steps_left
-        generator = torch.Generator().manual_seed(self.seed * 7919 + chunk.start)
-        size = min(self.settings.batch_tokens, tokens)
-        batches: list[torch.Tensor] = []
-        while len(batches) < steps:
-            batches.extend(torch.randperm(tokens, generator=generator).split(size)[: max(1, tokens // size)])
-        return batches[:steps]
+    def _parts(self) -> list[_Part]:
+        """Which steps are taken on which chunk."""
+        chunks, steps = self._chunks(), self.settings.steps
+        parts, start = [], 0
+        for chunk in chunks:
+            stop = min(steps, start + max(1, round(steps * len(chunk) / chunks[-1].stop)))
+            parts.append(_Part(chunk, start, steps if chunk is chunks[-1] else stop))
+            start = parts[-1].stop
+        return parts
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Steps `start` to `stop` of a site's training, on the chunk of batches that is recorded for them."""
+
+    chunk: range
+    start: int
+    stop: int
+
+
+class _Visits:
+    """Mini-batches of token indices over a recorded chunk, reshuffled at each pass."""
+
+    def __init__(self, tokens: int, size: int, seed: int) -> None:
+        self.tokens, self.size, self.seed = tokens, min(size, tokens), seed
+        self.passes = 0
+
+    def batch(self, number: int) -> Tensor:
+        """The batch of any number, from 0; quick where numbers rise."""
+        wanted, position = divmod(number, max(1, self.tokens // self.size))
+        if self.passes == 0 or self.passes > wanted + 1:
+            self.generator, self.passes = torch.Generator().manual_seed(self.seed), 0
+        while self.passes <= wanted:
+            self.order = torch.randperm(self.tokens, generator=self.generator)
+            self.passes += 1
+        return self.order[position * self.size : (position + 1) * self.size]
+
+
+def _slot(chunk: range) -> str:
+    return f"train-{chunk.start}-"
+
+
+class _Training:
+    """Where a site's training stands: all that the next step depends on, and the best state so far."""
+
+    def __init__(self, student: LookupFFN, distiller: SiteDistiller, peaks: list[float], fitted: float) -> None:
+        self.student, self.distiller, self.peaks, self.fitted = student, distiller, peaks, fitted
+        self.steps = distiller.settings.steps
+        self.every = max(1, self.steps // EVALUATIONS)
+        self.step, self.restarts = 0, 0
+        self.best_step, self.best_error, self.best = 0, fitted, copy.deepcopy(student.state_dict())
+        self._start()
+
+    def _start(self) -> None:
+        groups = [{"params": [p], "lr": peak} for p, peak in zip(self.student.parameters(), self.peaks, strict=True)]
+        self.optimiser = adam(groups)
+        self.schedule = Schedule(self.optimiser, self.steps)
+        self.schedule.factor = SMALLER**self.restarts
+
+    def train_step(self, compute: Callable[[], Tensor]) -> float:
+        """One step, and the held-out error where it is its turn; back to the best state where the error diverges."""
+        self.schedule.set(self.step)
+        self.optimiser.zero_grad()
+        loss = compute()
+        error = float(loss.detach())
+        if not diverged(error, self.fitted):
+            loss.backward()
+            clip(self.student.parameters(), _CLIP)
+            self.optimiser.step()
+            self.step += 1
+            if self.step % self.every and self.step != self.steps:
+                return error
+            error_now = self.distiller.held_out_error(self.student)
+            if not diverged(error_now, self.fitted):
+                if error_now < self.best_error:
+                    self.best_step, self.best_error = self.step, error_now
+                    self.best = copy.deepcopy(self.student.state_dict())
+                return error
+            error = error_now
+        self._restart(error)
+        return error
+
+    def _restart(self, error: float) -> None:
+        if self.restarts == RESTARTS:
+            raise Diverged(f"error {error:.3g} at step {self.step} of {self.steps}, and with smaller steps before")
+        self.restarts += 1
+        self.step = self.best_step
+        self.student.load_state_dict(self.best)
+        self._start()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and values to go on from."""
+        tensors = {f"student.{name}": value for name, value in self.student.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        values = {
+            "step": self.step, "restarts": self.restarts, "fitted": self.fitted, "peaks": self.peaks,
+            "best_step": self.best_step, "best_error": self.best_error,
+        }  # fmt: skip
+        return {**tensors, **moments(self.optimiser)}, values
+
+    @classmethod
+    def resumed(
+        cls, student: LookupFFN, distiller: SiteDistiller, kept: tuple[dict[str, Tensor], dict[str, Any]]
+    ) -> _Training:
+        """Go on from what `state` gave."""
+        tensors, values = kept
+        student.load_state_dict(_named(tensors, "student."))
+        training = cls(student, distiller, values["peaks"], values["fitted"])
+        training.step, training.restarts = values["step"], values["restarts"]
+        training.best_step, training.best_error = values["best_step"], values["best_error"]
+        training.best = _named(tensors, "best.")
+        training._start()
+        restore_moments(training.optimiser, tensors)
+        return training
+
+
+def _named(tensors: dict[str, Tensor], beginning: str) -> dict[str, Tensor]:
+    return {name.removeprefix(beginning): value for name, value in tensors.items() if name.startswith(beginning)}

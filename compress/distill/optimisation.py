@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +53,35 @@ def scheduled(step: int, steps: int, warmup: float = 0.05) -> float:
 
 
 class Schedule:
-    """Scales every group's step size by `scheduled`."""
+    """Scales every group's step size by `scheduled`, and all of them by `factor`, which is 1 unless training diverged.
 
-    def __init__(self, optimiser: torch.optim.Optimizer, steps: int) -> None:
-        self.optimiser, self.steps = optimiser, steps
-        self.peaks = [group["lr"] for group in optimiser.param_groups]
+    `peaks` are the groups' own step sizes, which a resumed job takes from where it began.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, steps: int, peaks: Sequence[float] | None = None) -> None:
+        self.optimiser, self.steps, self.factor = optimiser, steps, 1.0
+        self.peaks = [float(group["lr"]) for group in optimiser.param_groups] if peaks is None else list(peaks)
 
     def set(self, step: int) -> None:
         """Set the step sizes for a step."""
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * scheduled(step, self.steps)
+            group["lr"] = self.factor * peak * scheduled(step, self.steps)
+
+
+def moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's running averages and step counts, under flat names."""
+    state = optimiser.state_dict()["state"]
+    return {f"adam.{index}.{key}": value for index, values in state.items() for key, value in values.items()}
+
+
+def restore_moments(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `moments` gave, from among other tensors."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("adam."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
 def clip(parameters: Iterable[Tensor], limit: float) -> None:

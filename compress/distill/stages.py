@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import time
 import zlib
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from ..data import Corpus
+from ..errors import SiteError
 from ..lookup import LookupFFN
 from ..models import Pretrained
 from ..plan import Plan, SitePlan
 from ..recipe import Recipe
 from ..sites import site_weights, swap
 from .activations import Tap
+from .divergence import Diverged
 from .endtoend import EndToEnd
-from .job import Job, write_durable
+from .job import Job
 from .layerwise import SiteDistiller
+from .progress import Progress, save_tensors
 
-SAVE_SECONDS = 120.0  # between durable states of the end-to-end stage
 HELD_OUT_TOKENS = 16_384
 
 
@@ -43,49 +42,76 @@ class Stages:
         self.device = next(self.dense.parameters()).device
 
     def distill(self) -> None:
-        """Fit and distil every site behind the converted prefix; a finished site is read back from its file."""
-        for entry, tap in zip(self.plan.converted, self.taps, strict=True):
+        """Fit and distil every site behind the converted prefix; a finished site is read back from its file.
+
+        A site whose training diverges stays dense, and leaves `plan` and `taps`. Raises SiteError where all do.
+        """
+        for entry, tap in list(zip(self.plan.converted, self.taps, strict=True)):
             name = f"distill/{entry.site.name}"
-            file = self.job.unit_file(name, ".safetensors")
             assert entry.geometry is not None
             student = LookupFFN.from_geometry(entry.geometry)
-            if self.job.unit(name) is None:
-                result = self._distill_site(student, entry, tap)
-                save_state(file, student.state_dict())
-                self.job.finish_unit(name, result)
+            file = self.job.unit_file(name, ".safetensors")
+            result = self.job.unit(name)
+            if result is None:
+                result = self._distill_site(student, entry, tap, name)
+            if "dense" in result:
+                self.plan = self.plan.keeping_dense(entry.site.name, result["dense"])
+                self.taps = [other for other in self.taps if other is not tap]
+                continue
             student.load_state_dict(load_file(file))
             swap(self.converted, entry.site, student.to(self.device).eval())
+        if not self.taps:
+            raise SiteError(
+                "training diverged at every site, so that all would stay dense", where=str(self.job.out),
+                remedy="start anew with a smaller distill.learning_rate; check the model's own outputs on this data",
+            )  # fmt: skip
 
-    def _distill_site(self, student: LookupFFN, entry: SitePlan, tap: Tap) -> dict[str, Any]:
+    def _distill_site(self, student: LookupFFN, entry: SitePlan, tap: Tap, name: str) -> dict[str, Any]:
         seed = stage_seed(self.recipe.seed, "distill", entry.site.name)
         torch.manual_seed(seed)
         student.to(self.device)
+        steps, site = self.recipe.distill.steps, entry.site.name
         distiller = SiteDistiller(
-            self.dense, self.converted, tap, self.corpus, self.recipe.distill, self.recipe.fit, seed
-        )
-        fitted = distiller.fit(student, site_weights(self.dense, entry.site))
-        steps = self.recipe.distill.steps
-        with tqdm(total=steps, desc=entry.site.name, unit="step", disable=None) as bar:
+            self.dense, self.converted, tap, self.corpus, self.recipe.distill, self.recipe.fit, seed,
+            Progress(self.job, name),
+        )  # fmt: skip
+        with tqdm(total=steps, desc=site, unit="step", disable=None) as bar:
 
-            def progress(step: int, error: float) -> None:
-                bar.update()
+            def told(step: int, error: float) -> None:
+                bar.update(step - bar.n)
                 bar.set_postfix(error=f"{error:.4f}", refresh=False)
 
-            distilled = distiller.distill(student, progress) if steps else fitted
-        tqdm.write(f"{entry.site.name}: error {fitted:.4f} fitted" + (f", {distilled:.4f} distilled" if steps else ""))
-        return {"fitted": fitted, "distilled": distilled, "scale": distiller.answer_scale}
+            try:
+                done = distiller.run(student, site_weights(self.dense, entry.site), told)
+            except Diverged as reason:
+                tqdm.write(f"{site}: stays dense, as training diverged: {reason}")
+                result: dict[str, Any] = {"dense": str(reason)}
+                self.job.journal["plan"] = self.plan.keeping_dense(site, str(reason)).to_dict()
+                self.job.finish_unit(name, result)
+                return result
+        tqdm.write(
+            f"{site}: error {done.fitted:.4f} fitted" + (f", {done.distilled:.4f} distilled" if steps else "")
+            + (f", begun again {done.restarts} times with smaller steps" if done.restarts else "")
+        )  # fmt: skip
+        result = {"fitted": done.fitted, "distilled": done.distilled, "scale": distiller.answer_scale}
+        result |= {"restarts": done.restarts} if done.restarts else {}
+        file = self.job.unit_file(name, ".safetensors")
+        save_tensors(file, student.state_dict())
+        self.job.finish_unit(name, result, [file])
+        return result
 
     def finetune(self) -> None:
-        """Train all students together; states are made durable every `SAVE_SECONDS`."""
-        settings = self.recipe.finetune
-        if not settings.steps:
+        """Train all students together, from the last durable state where there is one."""
+        if not self.recipe.finetune.steps:
             return
         file = self.job.unit_file("finetune", ".safetensors")
-        if self.job.unit("finetune") is None:
+        result = self.job.unit("finetune")
+        if result is None:
             result, trained = self._finetune()
-            save_state(file, trained)
-            self.job.finish_unit("finetune", result)
-        self._restore({} if not self.job.journal["units"]["finetune"]["kept"] else load_file(file))
+            if trained:
+                save_tensors(file, trained)
+            self.job.finish_unit("finetune", result, [file] if trained else [])
+        self._restore(load_file(file) if result["kept"] else {})
 
     def _finetune(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         settings, batch_tokens = self.recipe.finetune, self.recipe.finetune.batch_tokens
@@ -93,27 +119,34 @@ class Stages:
         units = self.job.journal["units"]
         scales = {tap.site.name: units[f"distill/{tap.site.name}"]["scale"] for tap in self.taps}
         trainer = EndToEnd(self.dense, self.converted, self.taps, self.task, settings, scales)
-        saved_state = self.job.unit_file("finetune", ".partial.pt")
-        if saved_state.exists():
-            state = torch.load(saved_state, map_location=self.device, weights_only=True)
-            before = state["before"]
-            trainer.load(state["trainer"])
+        progress, note = Progress(self.job, "finetune"), None
+        kept = progress.get("state")
+        if kept is not None:
+            trainer.load(*kept)
         else:
-            before = trainer.held_out_error(self.corpus.holdout, batch_tokens, HELD_OUT_TOKENS)
-        saved = time.monotonic()
+            trainer.before = trainer.held_out_error(self.corpus.holdout, batch_tokens, HELD_OUT_TOKENS)
+        before = trainer.before
+        assert before is not None
         with tqdm(total=settings.steps, initial=trainer.step, desc="end to end", unit="step", disable=None) as bar:
             while trainer.step < settings.steps:
-                batch = self.corpus.train.batch(trainer.step, batch_tokens, seed)
-                error = trainer.train_step(batch)
-                bar.update()
+                if progress.due():
+                    progress.keep("state", *trainer.state())
+                try:
+                    error = trainer.train_step(self.corpus.train.batch(trainer.step, batch_tokens, seed))
+                except Diverged as reason:
+                    note = str(reason)
+                    break
+                bar.update(trainer.step - bar.n)
                 bar.set_postfix(error=f"{error:.4f}", refresh=False)
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    write_durable(saved_state, partial(torch.save, {"before": before, "trainer": trainer.state()}))
-                    saved = time.monotonic()
         after = trainer.held_out_error(self.corpus.holdout, batch_tokens, HELD_OUT_TOKENS)
-        trained = trainer.state()["parameters"] if after < before else {}
-        tqdm.write(f"end to end: error {before:.4f} before, {after:.4f} after" + ("" if trained else ": not kept"))
-        return {"before": before, "after": after, "kept": bool(trained)}, trained
+        trained = trainer.trained() if after < before else {}
+        tqdm.write(
+            f"end to end: error {before:.4f} before, {after:.4f} after" + ("" if trained else ": not kept")
+            + (f"; training diverged: {note}" if note else "")
+        )  # fmt: skip
+        result: dict[str, Any] = {"before": before, "after": after, "kept": bool(trained)}
+        result |= {"restarts": trainer.restarts} if trainer.restarts else {}
+        return result | ({"diverged": note} if note else {}), trained
 
     @torch.no_grad()
     def _restore(self, trained: dict[str, torch.Tensor]) -> None:
@@ -133,9 +166,3 @@ class Stages:
 def stage_seed(seed: int, stage: str, site: str) -> int:
     """A seed of its own for every stage and site."""
     return zlib.crc32(f"{seed}/{stage}/{site}".encode())
-
-
-def save_state(path: Path, state: dict[str, torch.Tensor]) -> None:
-    """Write tensors durably."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_durable(path, lambda temporary: save_file(tensors, temporary))

@@ -32,6 +32,7 @@ class Report:
     sites: error is the share unexplained behind residual and norm, None for a site that stayed dense.
     cost: the FFNs' multiply-adds over the dense ones'.  setting: models, data, versions, processor.
     tasks: of lm-evaluation-harness, task -> metric -> as in quality; a metric that is no mean has the two values alone.
+    notes: what went otherwise than planned in the conversion, such as a site that stayed dense.
     """
 
     quality: dict[str, dict[str, Any]]
@@ -42,6 +43,7 @@ class Report:
     cost: float | None = None
     setting: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plain values that stand in `report.json`; numbers that do not exist are None."""
@@ -77,8 +79,8 @@ class Report:
         path.write_text(self.to_json(), encoding="utf-8")
 
     def sentences(self) -> list[str]:
-        """Say plainly what speaks against the compressed model: where it is not faster, and that it is bigger."""
-        found = []
+        """Say plainly what speaks against the compressed model: `notes`, where it is not faster, that it is bigger."""
+        found = list(self.notes)
         slower = [clause for row in self.latency if (clause := _not_faster(row))]
         if slower:
             found.append("The compressed model is not faster than the fastest dense one: " + "; ".join(slower) + ".")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -220,6 +222,15 @@ class Recipe(Section):
             source = "text" if self.data.source == "hub" else self.data.source
             place = {"source": source, "path": str(Path(path).expanduser().absolute()), "name": None}
         copy = self.model_copy(update={"data": self.data.model_copy(update=place)})
+        copy._text = self._text
+        return copy
+
+    def keeping_dense(self, names: Sequence[str]) -> Recipe:
+        """Leave some sites dense, by an override behind all others. Gives a new recipe."""
+        if not names:
+            return self
+        dense = Override(sites=tuple(glob.escape(name) for name in names), keep_dense=True)
+        copy = self.model_copy(update={"overrides": (*self.overrides, dense)})
         copy._text = self._text
         return copy
 
