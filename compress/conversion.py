@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from .checkpoint import Placement, round_rest, save_checkpoint, write_report
 from .data import Corpus, EvalData, check_data, load_corpus, load_examples
+from .data.paired import Unwritten
 from .distill.activations import Tap
 from .distill.job import Job, hash_file
-from .distill.stages import Stages
+from .distill.stages import SAVE_SECONDS, Stages, save_state
+from .distill.writing import State, pack_state, unpack_state, write_corpus
 from .errors import RecipeError
 from .evaluate import Report, evaluate
 from .lookup import LookupFFN, pack
@@ -24,6 +27,7 @@ from .models import Pretrained, load_pretrained
 from .plan import Plan, make_plan
 from .recipe import Recipe, load_recipe, restore_recipe
 from .sites import find_norms, find_sites, swap
+from .streams import accepted, stream_of
 
 Announce = Callable[[Plan], None]
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
@@ -137,13 +141,17 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     )  # fmt: skip
     sites = find_sites(pretrained.model)
     corpus = load_corpus(recipe.data, pretrained, recipe.seed)
-    plan = make_plan(sites, recipe, corpus)
+    streams = {site.name: stream_of(pretrained.model, site.output) for site in sites}
+    plan = make_plan(sites, recipe, corpus, streams)
     if recipe.eval.data is None:
         examples = EvalData.held_out(corpus.holdout, pretrained.task, corpus.description)
     else:
-        examples = load_examples(recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length)
+        sides = (recipe.data.field, recipe.data.target_field)
+        examples = load_examples(
+            recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length, sides=sides
+        )  # fmt: skip
     norms = find_norms(pretrained.model, sites)
-    taps = [Tap(entry.site, norms[entry.site.name]) for entry in plan.converted]
+    taps = [Tap(entry.site, norms[entry.site.name], streams[entry.site.name]) for entry in plan.converted]
     weights = sorted(path for pattern in _WEIGHTS for path in pretrained.folder.glob(pattern))
     fingerprints = {
         "model": "".join(hash_file(path) for path in weights),
@@ -165,6 +173,7 @@ def _stage_fingerprints(recipe: Recipe) -> dict[str, str]:
 
 def _run(job: Job, prepared: _Prepared) -> Report:
     started = time.monotonic()
+    prepared = _written(job, prepared)
     converted = replace(prepared.pretrained, model=copy.deepcopy(prepared.pretrained.model))
     stages = Stages(job, prepared.recipe, prepared.plan, prepared.taps, prepared.pretrained, converted, prepared.corpus)
     stages.distill()
@@ -177,6 +186,29 @@ def _run(job: Job, prepared: _Prepared) -> Report:
     write_report(job.out, {**report.to_dict(), "seconds": job.journal["seconds"]})
     job.finish()
     return report
+
+
+def _written(job: Job, prepared: _Prepared) -> _Prepared:
+    """Let the dense model write what its decoder is distilled on, where the data does not say; once for the job."""
+    corpus, file = prepared.corpus, job.unit_file("write", ".safetensors")
+    if not isinstance(corpus.train.examples, Unwritten):
+        return prepared
+    saved = time.monotonic()
+
+    def keep(state: State) -> None:
+        nonlocal saved
+        if time.monotonic() - saved > SAVE_SECONDS:
+            save_state(file, pack_state(state))
+            saved = time.monotonic()
+
+    begun = unpack_state(load_file(file)) if file.exists() else (0, [])
+    corpus, state = write_corpus(prepared.pretrained, corpus, begun, keep)
+    if job.unit("write") is None:
+        save_state(file, pack_state(state))
+        job.finish_unit("write", {"sequences": len(state[1])})
+    held_out = prepared.recipe.eval.data is None
+    examples = EvalData.held_out(corpus.holdout, prepared.pretrained.task, corpus.description)
+    return replace(prepared, corpus=corpus, examples=examples if held_out else prepared.examples)
 
 
 def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
@@ -197,7 +229,7 @@ def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
     save_checkpoint(
         staging, model=converted.model, source=prepared.pretrained, placements=placements,
         recipe_text=prepared.recipe.text, resolved_recipe=prepared.recipe.dump(), report=None,
-        probe_batch=next(iter(prepared.corpus.holdout.batches(1))),
+        probe_batch=accepted(converted.model, next(iter(prepared.corpus.holdout.batches(1)))),
     )  # fmt: skip
     job.publish(staging)
     job.finish_unit("pack", {})

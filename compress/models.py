@@ -8,41 +8,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .errors import ModelError
 from .hub import local_folder
+from .tasks import AUDIO_INPUTS, HEADS, Task, task_named
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-Task = Literal["causal", "masked", "embedding", "text-classification", "image-classification"]
-
-_HEADS: dict[str, Task] = {  # ending of the architecture's name -> task; the first that fits
-    "ForCausalLM": "causal",
-    "LMHeadModel": "causal",
-    "ForMaskedLM": "masked",
-    "ForSequenceClassification": "text-classification",
-    "ForImageClassification": "image-classification",
-    "ForImageClassificationWithTeacher": "image-classification",
-    "Model": "embedding",
-}
-_AUTO_CLASSES: dict[Task, str] = {
-    "causal": "AutoModelForCausalLM",
-    "masked": "AutoModelForMaskedLM",
-    "embedding": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model"),
 )
-_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 logger = logging.getLogger(__name__)
+
+
+class Speech(NamedTuple):
+    """How a speech model hears and writes: feature extractor, tokenizer (None where the folder has none)."""
+
+    extractor: Any
+    tokenizer: Any
 
 
 @dataclass
@@ -50,7 +40,7 @@ class Pretrained:
     """A model ready to be converted or measured."""
 
     model: PreTrainedModel  # eval mode
-    processor: Any  # tokenizer or image processor; None where the folder has none
+    processor: Any  # tokenizer, image processor or Speech; None where the folder has none
     task: Task
     source: str  # as it was asked for
     revision: str | None  # the hub's commit; None for a folder
@@ -60,16 +50,14 @@ class Pretrained:
 def task_of(config: PretrainedConfig) -> Task:
     """Tell what a model is for by the architecture in its config; without one it is a base model, which embeds.
 
-    Raises ModelError for a head that is none of the tasks, since converting the base model alone would lose it.
+    Raises ModelError for a head that transformers does not know, since converting the base model alone would lose it.
     """
     architecture = _architecture(config)
-    if architecture is None:
-        return "embedding"
-    for ending, task in _HEADS.items():
-        if architecture.endswith(ending):
-            return task
+    task = task_named(architecture, config)
+    if task is not None:
+        return task
     raise ModelError(
-        f"the head of {architecture} is not supported: a model may end in {', '.join(_HEADS)}",
+        f"transformers has no class {architecture}, and its name is none of a head that is known by it",
         where="config.json: architectures",
         remedy="to convert its base model alone, save that: AutoModel.from_pretrained(MODEL).save_pretrained(FOLDER)",
     )
@@ -133,7 +121,7 @@ def _model(
 
     # The named class itself, as Auto classes map a config to one head of several; remote code is only known to them.
     named = getattr(transformers, _architecture(config) or "", None)
-    kind = named or getattr(transformers, _AUTO_CLASSES[task])
+    kind = named or getattr(transformers, HEADS[task].auto_class)
     options = {} if named else {"trust_remote_code": trust_remote_code}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # should a pooler lack weights, it is the same one each time
@@ -161,11 +149,19 @@ def _model(
 def _processor(folder: Path, source: str, model: PreTrainedModel, trust_remote_code: bool) -> Any:
     import transformers
 
-    images = model.main_input_name == "pixel_values"
-    files = _IMAGE_FILES if images else _TOKENIZER_FILES if model.main_input_name == "input_ids" else ()
-    if not any((folder / name).is_file() for name in files):
+    images, speech = model.main_input_name == "pixel_values", model.main_input_name in AUDIO_INPUTS
+    text = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    extractor = any((folder / name).is_file() for name in _EXTRACTOR_FILES)
+    if not (extractor if images or speech else text and model.main_input_name == "input_ids"):
         return None
     try:
+        if speech:
+            return Speech(
+                transformers.AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=trust_remote_code),
+                transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+                if text
+                else None,
+            )
         if images:  # pillow alone, so that results do not depend on whether torchvision is installed
             return transformers.AutoImageProcessor.from_pretrained(
                 folder, backend="pil", trust_remote_code=trust_remote_code
@@ -173,6 +169,7 @@ def _processor(folder: Path, source: str, model: PreTrainedModel, trust_remote_c
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         kind, extra = ("image processor", "pillow") if images else ("tokenizer", "sentencepiece or tiktoken")
+        kind = "feature extractor or tokenizer" if speech else kind
         raise ModelError(
             f"the {kind} of {source} cannot be loaded: {_first_line(error)}",
             where=str(folder),

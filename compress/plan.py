@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import CompressError
+from .errors import CompressError, SiteError
 from .lookup import Geometry
 from .lookup.budget import DenseGeometry, Sizes, cost, fill, most_tables, stored_bytes
 from .recipe import LookupSettings, Recipe, match_sites
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from .data import Corpus
     from .sites import Site
+    from .streams import Stream
+
+_READS = {"main": "the model's input", "decoder": "what the decoder reads", "images": "images"}
 
 
 @dataclass(frozen=True)
@@ -96,33 +99,46 @@ def dense_geometry(site: Site) -> DenseGeometry:
     return DenseGeometry(site.d_in, site.d_hidden, site.d_out, site.gated, site.activation)
 
 
-def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus) -> Plan:
-    """Match the recipe to the sites and fill every size that it leaves open.
+def make_plan(
+    sites: Sequence[Site], recipe: Recipe, corpus: Corpus, streams: Mapping[str, Stream] | None = None
+) -> Plan:
+    """Match the recipe to the sites and fill every size that it leaves open; `streams` says which tokens a site sees.
 
     Raises RecipeError where a pattern hits nothing, SiteError where a site cannot be replaced, CompressError where
     sizes do not fit a site or its budget.
     """
     settings = match_sites(recipe, [site.name for site in sites])
-    tokens = recipe.distill.steps * recipe.distill.batch_tokens + recipe.finetune.steps * recipe.finetune.batch_tokens
-    entries, bounded = [], False
+    entries, bounded, seen = [], False, {}
     for site in sites:
         chosen = settings[site.name]
         if chosen is not None:
             check_replaceable(site)
+        stream: Stream = (streams or {}).get(site.name, "main")
+        there = corpus.train.tokens_in(stream)
+        if chosen is not None and not there:
+            raise SiteError(
+                f"{site.name} sees {_READS[stream]}, of which the data has none", where=site.name,
+                remedy="exclude this site in the recipe, or give data of both kinds: `source: jsonl` with `fields`",
+            )  # fmt: skip
+        share = there / corpus.train.tokens
+        tokens = recipe.distill.steps * recipe.distill.batch_tokens
+        tokens += int(recipe.finetune.steps * recipe.finetune.batch_tokens * share)
+        seen[stream] = (tokens, there)
         try:
-            geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens, corpus.train.tokens)
+            geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens, there)
         except CompressError as error:
             raise type(error)(error.message, where=f"{error.where}, site {site.name}", remedy=error.remedy) from None
         if geometry is not None and chosen is not None and chosen.tables == "auto":
-            bounded |= geometry.tables == most_tables(corpus.train.tokens, geometry.bits)
+            bounded |= geometry.tables == most_tables(there, geometry.bits)
         entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype))
     notes = [corpus.description]
     if recipe.fit.tokens > corpus.train.tokens:
         notes.append(f"fit.tokens = {recipe.fit.tokens:,} is clamped to the {corpus.train.tokens:,} there are")
     if bounded:
         notes.append(f"the {corpus.train.tokens:,} tokens fill no more tables than these; more data would")
-    epochs = tokens / corpus.train.tokens
-    notes.append(f"each site sees {tokens:,} tokens in training, {epochs:.1f} times the data")
+    for stream, (tokens, there) in seen.items():
+        which = "each site" if len(seen) == 1 else f"each site that sees {_READS[stream]}"
+        notes.append(f"{which} sees {tokens:,} tokens in training, {tokens / there:.1f} times the data")
     return Plan(tuple(entries), recipe.pack.table_dtype, tuple(notes))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from compress.errors import DataError, SiteError
 from compress.evaluate import latency, variants
 from compress.evaluate.contestants import DecodeStep, FFNs, WholeModel
-from compress.evaluate.inputs import ImagePool, TokenPool, make_pool
+from compress.evaluate.inputs import RowPool, TokenPool, make_pool
 from compress.sites import find_sites, site_weights
 
 # The dense baselines
@@ -96,7 +96,7 @@ def test_pools_give_fresh_real_inputs() -> None:
     assert (first.diff(dim=1) == 1).all()
     assert make_pool(batches, 100).batch(2, 0)["input_ids"].shape == (2, 16)
     images = make_pool([{"pixel_values": torch.arange(5.0).view(5, 1, 1, 1)}], 4)
-    assert isinstance(images, ImagePool)
+    assert isinstance(images, RowPool)
     assert [images.batch(3, number)["pixel_values"].flatten().tolist() for number in (0, 1)] == [[0, 1, 2], [3, 4, 0]]
     with pytest.raises(DataError, match="--no-latency"):
         make_pool([{"input_features": torch.zeros(1)}], 4)
@@ -106,7 +106,7 @@ def test_pools_give_fresh_real_inputs() -> None:
 def test_a_decoding_step_continues_the_sequence() -> None:
     model = pico.llama()
     pool = TokenPool(torch.randint(0, 64, (200,), generator=torch.Generator().manual_seed(0)), 12)
-    step = DecodeStep(model, pool)
+    step = DecodeStep(model, pool, torch.float32)
     row = pool.batch(1, 0)["input_ids"]
     for number in range(6):
         step.prepare(number)
@@ -126,6 +126,6 @@ def test_other_contestants_run_what_they_say() -> None:
     ffns.prepare(1)
     assert ffns.run().tolist() == [[120, 150], [0, 30]]  # rows 2 and 0 of what was recorded
     vit = pico.vit()
-    whole = WholeModel(vit.to(torch.bfloat16), ImagePool(torch.randn(2, 3, 32, 32)), 2, torch.bfloat16)
+    whole = WholeModel(vit.to(torch.bfloat16), RowPool("pixel_values", torch.randn(2, 3, 32, 32)), 2, torch.bfloat16)
     whole.prepare(0)
     assert whole.run().logits.shape == (2, 5)

@@ -10,7 +10,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .inputs import SpecialTokens, special_tokens
+from .inputs import SpecialTokens, longest_target, special_tokens
+from .paired import Paired, decoder_start, paired
 from .sequences import Masking, Passages, Windows
 from .text import Source
 from .tokens import Tokens, tokenize
@@ -69,6 +70,21 @@ def whole_texts(texts: Sequence[str], pretrained: Pretrained, length: int, notes
     if cut:
         notes.append(f"{cut} of {len(texts)} texts cut off at {length} tokens")
     return _cut_off(tokens, body, special)
+
+
+def pairs(
+    sources: Sequence[str], targets: Sequence[str], pretrained: Pretrained, length: int, notes: list[str]
+) -> Paired:
+    """Make every text an encoder's example and its target the decoder's, each cut off at `length` tokens."""
+    examples = whole_texts(sources, pretrained, length, notes)
+    most = min(length, longest_target(pretrained) or length)
+    ids = pretrained.processor(text_target=list(targets), verbose=False)["input_ids"]
+    cut = sum(len(sequence) > most for sequence in ids)
+    if cut:
+        notes.append(f"{cut} of {len(ids)} targets cut off at {most} tokens")
+    start = decoder_start(pretrained)
+    begun = [sequence[:most] if sequence[:1] == [start] else [start, *sequence[:most]] for sequence in ids]
+    return paired(examples, [sequence if len(sequence) > 1 else [start, start] for sequence in begun], pretrained)
 
 
 def _pieces(lengths: NDArray[np.int64], most: int) -> NDArray[np.int64]:

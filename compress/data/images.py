@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import DataError
-from .sequences import Draw, Hasher, Rows
+from .sequences import Draw, Hasher, OneStream, Rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,7 @@ _PATCH = 16  # of models whose config names none
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(OneStream):
     """Images that are opened when their batch is made: files, or the decoded rows of a data set.
 
     `size` is height and width of what the processor gives; `tokens` counts the positions of an image at a site.

@@ -119,8 +119,9 @@ class Stages:
     def _restore(self, trained: dict[str, torch.Tensor]) -> None:
         """Set the converted model to what the layer-wise stage left, with `trained` in its place where there is any."""
         parameters = dict(self.converted.named_parameters())
+        students = tuple(f"{tap.site.entry}." for tap in self.taps)  # one may share the name of a bias with its FFN
         for name, dense in self.dense.named_parameters():
-            if name in parameters:
+            if name in parameters and not name.startswith(students):
                 parameters[name].copy_(dense)
         for tap in self.taps:
             state = load_file(self.job.unit_file(f"distill/{tap.site.name}", ".safetensors"))

@@ -13,6 +13,7 @@ from ..data import EvalData, load_examples
 from ..data.inputs import longest_sequence
 from ..distill.job import FOLDER as JOB_FOLDER
 from ..distill.job import Job
+from ..distill.writing import write_examples
 from ..errors import CheckpointError, DataError, ModelError
 from ..hub import local_folder
 from ..models import Pretrained, load_pretrained
@@ -62,9 +63,13 @@ def evaluate(
         else load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
     )
     length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
-    examples = data if isinstance(data, EvalData) else load_examples(str(data), dense, sequence_length=length)
+    sides = (recipe.data.field, recipe.data.target_field) if recipe else ("source", "target")
+    examples = (
+        data if isinstance(data, EvalData) else load_examples(str(data), dense, sequence_length=length, sides=sides)
+    )
     if limit_tokens is not None:
         examples = examples.limited(limit_tokens)
+    examples = write_examples(dense, examples)
     sites = find_sites(dense.model)
     found = _students(compressed, sites)
     with threads_set(threads) as count:

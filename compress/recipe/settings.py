@@ -113,14 +113,17 @@ class DataSettings(Section):
     """The distillation data. `path`: file, folder or glob; `name`: hub id, `id[:config][@revision]`."""
 
     source: Annotated[
-        Literal["text", "jsonl", "pairs", "images", "hub"],
-        _not_yet(audio="give text or images", teacher="give text: a file, a folder or a data set of the hub"),
+        Literal["text", "jsonl", "pairs", "images", "audio", "hub"],
+        _not_yet(teacher="give text: a file, a folder or a data set of the hub"),
     ] = "text"
     path: str | None = None
     name: str | None = None
     split: str = "train"  # of a hub data set
     field: str = "text"  # of a JSON record or a hub data set's row
+    target_field: str = "target"  # what the decoder is to write
+    fields: dict[str, str] = {}  # argument of the model's processor: field of a JSON record
     sequence_length: Annotated[Whole, Ge(4)] = 256
+    seconds: PositiveNumber = 30.0  # of a recording in one piece
     tokens: Positive = 2_000_000
     holdout: Annotated[float, Gt(0), Lt(1)] = 0.02
 
