@@ -148,7 +148,8 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     else:
         sides = (recipe.data.field, recipe.data.target_field)
         examples = load_examples(
-            recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length, sides=sides
+            recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length, sides=sides,
+            fields=recipe.data.fields,
         )  # fmt: skip
     norms = find_norms(pretrained.model, sites)
     taps = [Tap(entry.site, norms[entry.site.name], streams[entry.site.name]) for entry in plan.converted]

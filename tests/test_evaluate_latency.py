@@ -99,7 +99,7 @@ def test_pools_give_fresh_real_inputs() -> None:
     assert isinstance(images, RowPool)
     assert [images.batch(3, number)["pixel_values"].flatten().tolist() for number in (0, 1)] == [[0, 1, 2], [3, 4, 0]]
     with pytest.raises(DataError, match="--no-latency"):
-        make_pool([{"input_features": torch.zeros(1)}], 4)
+        make_pool([{"bbox": torch.zeros(1)}], 4)
 
 
 @torch.no_grad()

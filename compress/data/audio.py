@@ -78,12 +78,7 @@ class Recordings(OneStream):
 
     def wave(self, row: int) -> NDArray[np.float32]:
         """One example's samples [N] at the model's rate, all channels averaged."""
-        file = self.files[self.which[row]]
-        with opened(file) as sound:
-            own = sound.samplerate
-            sound.seek(int(self.start[row]))
-            samples = sound.read(int(self.stop[row] - self.start[row]), dtype="float32", always_2d=True).mean(1)
-        return samples if own == self.ear.rate else _library("soxr").resample(samples, own, self.ear.rate, quality="HQ")
+        return wave_of(self.files[self.which[row]], self.ear.rate, int(self.start[row]), int(self.stop[row]))
 
     def targets(self, rows: Rows, inputs: dict[str, Tensor]) -> None:
         """Recordings predict no tokens."""
@@ -107,6 +102,7 @@ def make_recordings(
     The model's own longest is never exceeded: with `seconds` that is said in `notes`, without an error.
     Raises DataError where one cannot be read or is too short or too long, or a library is missing.
     """
+    library("soxr")
     ear = Ear(pretrained.processor.extractor)
     rate, window = ear.rate, ear.window
     if seconds is not None and window is not None and seconds > window:
@@ -142,10 +138,30 @@ def make_recordings(
     return Recordings(files, where, first, last, lengths, ear)
 
 
+def wave_of(file: Any, rate: int, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+    """Samples [N] of a recording at `rate` (Hz), all channels averaged, from frame `start` to `stop` of its own rate.
+
+    Raises DataError where it cannot be read that far.
+    """
+    with opened(file) as sound:
+        own, end = sound.samplerate, sound.frames if stop is None else stop
+        sound.seek(start)
+        samples: NDArray[np.float32] = sound.read(end - start, dtype="float32", always_2d=True).mean(1)
+    if len(samples) < end - start:
+        raise DataError(
+            f"the recording ends at {len(samples) + start} of {end} samples", where=_name(file),
+            remedy="fetch it again, or remove it",
+        )  # fmt: skip
+    if own == rate:
+        return samples
+    resampled: NDArray[np.float32] = library("soxr").resample(samples, own, rate, quality="HQ")
+    return resampled
+
+
 @contextmanager
 def opened(file: Any) -> Iterator[Any]:
     """Open a recording (a path, or a file's bytes) with soundfile. Raises DataError where it is none."""
-    soundfile = _library("soundfile")
+    soundfile = library("soundfile")
     try:
         with soundfile.SoundFile(file if isinstance(file, Path) else io.BytesIO(file)) as sound:
             yield sound
@@ -159,7 +175,8 @@ def _name(file: Any) -> str:
     return str(file) if isinstance(file, Path) else "a recording of the data set"
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """Import what recordings need. Raises DataError, with the extra to install, where it is missing."""
     import importlib
 
     try:

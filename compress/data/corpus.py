@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..recipe import DataSettings
 from ..tasks import HEADS
-from . import audio, images, tables
+from . import audio, images, records, tables
 from .batching import Split
 from .encode import pairs, passages, windows
 from .files import find_files
-from .hub import load_hub
+from .hub import HubRecordings, load_hub
 from .inputs import Modality, capped_length, modality
 from .manifest import audio_files
 from .paired import Paired, unwritten
@@ -40,7 +40,7 @@ _SUFFIXES = {
 _SOURCES: dict[Modality, tuple[str, ...]] = {
     "text": ("text", "jsonl", "pairs"), "images": ("images",), "audio": ("audio",)
 }  # fmt: skip
-_UNITS = {"Images": "images", "Windows": "windows", "Recordings": "recordings", "Paired": "pairs"}
+_UNITS = {"Images": "images", "Windows": "windows", "Recordings": "recordings", "Records": "records"}
 _PAIRS = "sentence pairs: TSV, CSV or JSON lines with sentence1 and sentence2"
 _TARGETS = "TSV, CSV or JSON lines with source and target"
 
@@ -62,6 +62,8 @@ class Corpus:
 def check_data(data: DataSettings) -> None:
     """Check that local data is there, before anything is loaded. Raises DataError."""
     if data.source == "audio" and data.path is not None:
+        for name in ("soundfile", "soxr"):
+            audio.library(name)
         audio_files(data.path)
     elif data.source != "hub":
         _files(data)
@@ -76,24 +78,25 @@ def load_corpus(data: DataSettings, pretrained: Pretrained, seed: int) -> Corpus
     """
     notes: list[str] = []
     kind = modality(pretrained)
-    if data.source not in (*_SOURCES[kind], "hub"):
+    if data.source not in (*_SOURCES[kind], "hub") and not data.fields:
         raise DataError(
             f"the model reads {kind}, the data is {data.source}",
             where="data.source",
             remedy=f"give data of source {', '.join(_SOURCES[kind])} or hub",
         )
-    make = {"images": _images, "audio": _audio, "text": _text}[kind]
+    make = _records if data.fields else {"images": _images, "audio": _audio, "text": _text}[kind]
     examples, exhausted = make(data, pretrained, seed, notes)
     if writes_targets(pretrained, examples):
         examples = unwritten(examples, pretrained, data.sequence_length)
-        notes.append("the dense model writes what its decoder is distilled on")
+        guess = int(examples.lengths_in("decoder")[0])
+        notes.append(f"the dense model writes what its decoder is distilled on, {guess} tokens each at a guess")
     if len(examples.lengths) < 2:
         raise DataError(
             f"one sequence of {int(examples.lengths[0])} tokens is all there is: none is left to hold out",
             where=f"data.{'name' if data.source == 'hub' else 'path'}",
             remedy="give more data, or lower data.sequence_length",
         )
-    train, holdout = hold_out(examples.lengths, data.holdout, seed, scattered=kind != "text")
+    train, holdout = hold_out(examples.lengths, data.holdout, seed, scattered=kind != "text" or bool(data.fields))
     ends = np.cumsum(examples.lengths[train])
     train = train[: max(1, int(np.searchsorted(ends, data.tokens, side="right")))]
     splits = Split(examples, train, random=True), Split(examples, holdout)
@@ -170,6 +173,10 @@ def _images(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[s
     return images.make_images([pictures[int(index)] for index in chosen], pretrained), False
 
 
+def _records(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[str]) -> tuple[Examples, bool]:
+    return records.make_records(_files(data), data.fields, pretrained, data.sequence_length), True
+
+
 def _audio(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[str]) -> tuple[Examples, bool]:
     if data.source == "hub":
         found: Sequence[Any] = load_hub(data.name or "", data.split).recordings()
@@ -184,7 +191,7 @@ def _audio(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[st
     if most >= len(found):
         return whole, True
     chosen = np.sort(order[:most])
-    part = [found[int(index)] for index in chosen]
+    part = found.chosen(chosen.tolist()) if isinstance(found, HubRecordings) else [found[int(index)] for index in chosen]
     return audio.make_recordings(part, pretrained, data.seconds, [], [places[int(index)] for index in chosen]), False
 
 

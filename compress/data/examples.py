@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +25,7 @@ from .inputs import capped_length, longest_sequence, modality
 from .labels import class_ids
 from .manifest import labelled_images, labelled_recordings, transcribed_recordings
 from .paired import Paired, unwritten
+from .records import make_records
 from .sequences import Examples, Rows
 from .tables import SUFFIXES, Table, both_sides, canonical, read_table, sides_of
 from .text import Source, document_source, passage_source, record_source
@@ -132,20 +133,27 @@ class EvalData:
 
 def load_examples(source: str, pretrained: Pretrained, *, sequence_length: int | None = None, split: str | None = None,
                   field: str = "text", sides: tuple[str, str] = ("source", "target"),
-                  seed: int = 0) -> EvalData:  # fmt: skip
+                  fields: Mapping[str, str] | None = None, seed: int = 0) -> EvalData:  # fmt: skip
     """Load data to evaluate a model on: a file, a folder, a glob, or `hub:NAME[:config][@revision]`.
 
     How it is read follows from the model's task and the data: causal and masked models predict text (half-overlapping
     windows, or passages, of `sequence_length` tokens, by default 512 or the model's longest; masks keyed by `seed`);
     embedding models take scored sentence pairs or text; classifiers take labelled text, images or recordings, or bare
     ones; models that write take sources and targets (columns of the names `sides`) or sources alone; models that
-    transcribe take recordings, with or without a table of file_name and text.
+    transcribe take recordings, with or without a table of file_name and text; of JSON lines with `fields` the
+    model's processor makes inputs alone.
     `split` and `field` are for hub data sets and JSON lines. Raises DataError where the data is missing, damaged or
     does not fit.
     """
     notes: list[str] = []
     kind = modality(pretrained)
     hub = load_hub(source.removeprefix(HUB), split) if source.startswith(HUB) else None
+    if fields and hub is None:
+        found: Examples = make_records(find_files(source, (".jsonl",)), fields, pretrained, sequence_length or _LONGEST)
+        if writes_targets(pretrained, found):
+            found = unwritten(found, pretrained, sequence_length or _LONGEST)
+        count = len(found.lengths)
+        return EvalData("unlabelled", found, np.arange(count), _described(source, count, "records", notes))
     if kind == "images":
         return _pictures(source, hub, pretrained, notes)
     if kind == "audio":
@@ -247,7 +255,9 @@ def _pictures(source: str, hub: HubData | None, pretrained: Pretrained, notes: l
     else:
         pictures, labels, places = labelled_images(source)
         names = None
-    examples = images.make_images(pictures, pretrained)
+    examples: Examples = images.make_images(pictures, pretrained)
+    if writes_targets(pretrained, examples):
+        examples = unwritten(examples, pretrained, _LONGEST)
     use = labels is not None and pretrained.task == "image-classification"
     ids = class_ids(list(labels or ()), config, places, names, notes) if use else None
     kind: Kind = "unlabelled" if ids is None else "labelled"

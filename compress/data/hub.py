@@ -102,6 +102,10 @@ class HubRecordings(Sequence[Any]):
     def __init__(self, rows: Any, column: str) -> None:
         self.rows, self.column = rows, column
 
+    def chosen(self, rows: Sequence[int]) -> HubRecordings:
+        """Some of them."""
+        return HubRecordings(self.rows.select(rows), self.column)
+
     def __len__(self) -> int:
         return len(self.rows)
 

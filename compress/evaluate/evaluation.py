@@ -62,14 +62,9 @@ def evaluate(
         if isinstance(checkpoint, tuple)
         else load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
     )
-    length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
-    sides = (recipe.data.field, recipe.data.target_field) if recipe else ("source", "target")
-    examples = (
-        data if isinstance(data, EvalData) else load_examples(str(data), dense, sequence_length=length, sides=sides)
-    )
-    if limit_tokens is not None:
-        examples = examples.limited(limit_tokens)
-    examples = write_examples(dense, examples)
+    if not isinstance(data, EvalData):
+        data = _load(str(data), dense, recipe)
+    examples = write_examples(dense, data if limit_tokens is None else data.limited(limit_tokens))
     sites = find_sites(dense.model)
     found = _students(compressed, sites)
     with threads_set(threads) as count:
@@ -181,6 +176,16 @@ def _recipe_data(folder: Path | None, recipe: Recipe | None) -> str:
         where=str(folder) if folder is not None else None,
         remedy="give it with --data FILE or --data hub:NAME",
     )  # fmt: skip
+
+
+def _load(source: str, dense: Pretrained, recipe: Recipe | None) -> EvalData:
+    """Read data as the recipe did, where there is one, so that numbers agree with those of the conversion."""
+    if recipe is None:
+        return load_examples(source, dense)
+    data = recipe.data
+    return load_examples(
+        source, dense, sequence_length=data.sequence_length, sides=(data.field, data.target_field), fields=data.fields
+    )
 
 
 def _students(compressed: Pretrained, sites: Sequence[Site]) -> dict[str, Student]:

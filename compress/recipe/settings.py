@@ -136,6 +136,8 @@ class DataSettings(Section):
                 raise _refusal("source: hub needs a data set", "give its id as `name`")
         elif self.name is not None:
             raise _refusal(f"source: {self.source} does not read `name`", "give `path`, or source: hub")
+        if self.fields and self.source != "jsonl":
+            raise _refusal(f"source: {self.source} does not read `fields`", "leave them out, or give source: jsonl")
         return self
 
 
