@@ -190,9 +190,9 @@ def _audio(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[st
     most = int(np.searchsorted(np.cumsum(tokens[order]), _to_read(data))) + 1
     if most >= len(found):
         return whole, True
-    chosen = np.sort(order[:most])
-    part = found.chosen(chosen.tolist()) if isinstance(found, HubRecordings) else [found[int(index)] for index in chosen]
-    return audio.make_recordings(part, pretrained, data.seconds, [], [places[int(index)] for index in chosen]), False
+    rows = np.sort(order[:most]).tolist()
+    part = found.chosen(rows) if isinstance(found, HubRecordings) else [found[row] for row in rows]
+    return audio.make_recordings(part, pretrained, data.seconds, [], [places[row] for row in rows]), False
 
 
 def _text(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[str]) -> tuple[Examples, bool]:

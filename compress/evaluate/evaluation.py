@@ -74,7 +74,7 @@ def evaluate(
         )
         rows = []
         if latency:
-            pool = make_pool(_inputs(examples, dense), _timed_length(dense))
+            pool = make_pool(_inputs(examples, dense), _timed_length(dense), _last_token(dense))
             rows = measure_latency(
                 dense.task, dense.model, compressed.model, sites, pool, batches=batches, seconds=seconds
             )
@@ -200,6 +200,13 @@ def _students(compressed: Pretrained, sites: Sequence[Site]) -> dict[str, Studen
 
 def _inputs(data: EvalData, dense: Pretrained) -> Iterator[dict[str, Tensor]]:
     return (batch.inputs for batch in data.batches(quality.batch_tokens(dense)))
+
+
+def _last_token(dense: Pretrained) -> int | None:
+    """The token that a classifier with a decoder (BART) reads its answer from."""
+    config: Any = dense.model.config
+    classifies = dense.task == "text-classification" and getattr(config, "is_encoder_decoder", False)
+    return config.eos_token_id if classifies else None
 
 
 def _timed_length(dense: Pretrained) -> int:

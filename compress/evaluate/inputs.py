@@ -31,12 +31,17 @@ class TokenPool:
     stream: Tensor
     length: int
     name: str = "input_ids"
+    end: int | None = None  # the last token of each, of models that look for it
 
     def batch(self, size: int, round_: int) -> dict[str, Tensor]:
         """Give token ids [size, length]; another round has other stretches, the same round the same."""
         generator = torch.Generator().manual_seed(round_)
         starts = torch.randint(0, self.stream.shape[0] - self.length + 1, (size, 1), generator=generator)
-        return {self.name: self.stream[starts + torch.arange(self.length)]}
+        ids = self.stream[starts + torch.arange(self.length)]
+        if self.end is not None:
+            ids = ids.masked_fill(ids == self.end, int(self.stream[self.stream != self.end][0]))
+            ids[:, -1] = self.end
+        return {self.name: ids}
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,12 @@ class JoinedPool:
         return {key: value for pool in self.pools for key, value in pool.batch(size, round_).items()}
 
 
-def make_pool(batches: Iterable[Mapping[str, Tensor]], length: int) -> Pool:
+def make_pool(batches: Iterable[Mapping[str, Tensor]], length: int, end: int | None = None) -> Pool:
     """Gather a pool from the evaluation data's batches; a stretch has `length` tokens, or as many as there are.
 
-    What a decoder reads is as long as the middle one of its sequences, and so are recordings of any length. Raises
-    DataError where the batches hold neither tokens nor images nor recordings.
+    end: token that each stretch must end with, and have nowhere else.  What a decoder reads is as long as the middle
+    one of its sequences, and so are recordings of any length. Raises DataError where the batches hold neither tokens
+    nor images nor recordings.
     """
     found: dict[str, list[Tensor]] = {}
     written: list[int] = []  # lengths of the decoder's sequences
@@ -86,7 +92,7 @@ def make_pool(batches: Iterable[Mapping[str, Tensor]], length: int) -> Pool:
             break
     decoded = sorted(written)[len(written) // 2] if written else length
     pools = tuple(
-        _pool(name, parts, decoded if name == "decoder_input_ids" else length) for name, parts in found.items()
+        _pool(name, parts, decoded if name == "decoder_input_ids" else length, end) for name, parts in found.items()
     )
     if not pools:
         raise DataError(
@@ -109,10 +115,10 @@ def _recordings(features: Tensor, mask: Tensor | None) -> list[Tensor]:
     return [row[: int(real.sum())] for row, real in zip(features, mask, strict=True)]
 
 
-def _pool(name: str, parts: list[Tensor], length: int) -> Pool:
+def _pool(name: str, parts: list[Tensor], length: int, end: int | None) -> Pool:
     if name in _MASKS:
         stream = torch.cat(parts)[:_MOST_TOKENS]
-        return TokenPool(stream, min(length, stream.shape[0]), name)
+        return TokenPool(stream, min(length, stream.shape[0]), name, end)
     if name not in AUDIO_INPUTS:
         return RowPool(name, torch.cat(parts)[:_MOST_ROWS])
     sizes = sorted(part.shape[0] for part in parts)
