@@ -85,6 +85,7 @@ def convert(
             "options": options,
             "fingerprints": prepared.fingerprints,
             "plan": prepared.plan.to_dict(),
+            "writes": isinstance(prepared.corpus.train.examples, Unwritten),
         },
     )
     with job.lock():

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from typing import Any, Literal, NamedTuple
 
 Task = Literal[
     "causal", "masked", "seq2seq", "speech-seq2seq", "image-seq2seq", "ctc", "embedding", "text-classification",
@@ -60,7 +57,7 @@ _OF_AUDIO: dict[Task, Task] = {"seq2seq": "speech-seq2seq", "text-classification
 _OF_IMAGES: dict[Task, Task] = {"seq2seq": "image-seq2seq"}
 
 
-def task_named(architecture: str | None, config: PretrainedConfig | None = None) -> Task | None:
+def task_named(architecture: str | None, config: Any = None) -> Task | None:
     """Tell a model's task by its architecture; without one it is a base model, which embeds.
 
     A head that is none of the kinds is "other" where transformers knows its class, and None where it does not: loaded

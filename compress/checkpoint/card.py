@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..errors import CheckpointError
+from ..tasks import HEADS, task_named
 from .format import CheckpointConfig, read_config, read_config_file
 from .side_files import SOURCE_README_FILE
 
@@ -18,15 +20,6 @@ if TYPE_CHECKING:
 _TAGS = ("compress", "lookup-ffn", "cpu")
 # What of the source's front matter holds for the compressed model too.
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
-_AUTO_CLASSES = (  # part of the architecture's name -> what loads it
-    ("LMHeadModel", "AutoModelForCausalLM"),
-    ("ForCausalLM", "AutoModelForCausalLM"),
-    ("ForMaskedLM", "AutoModelForMaskedLM"),
-    ("ForSequenceClassification", "AutoModelForSequenceClassification"),
-    ("ForTokenClassification", "AutoModelForTokenClassification"),
-    ("ForQuestionAnswering", "AutoModelForQuestionAnswering"),
-    ("ForImageClassification", "AutoModelForImageClassification"),
-)
 
 
 def model_card(folder: Path, report: Mapping[str, Any]) -> str:
@@ -46,9 +39,11 @@ def model_card(folder: Path, report: Mapping[str, Any]) -> str:
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
-def auto_class(architecture: str) -> str:
-    """Name the Auto class that loads an architecture: AutoModel where no head is known."""
-    return next((auto for head, auto in _AUTO_CLASSES if head in architecture), "AutoModel")
+def auto_class(config: Mapping[str, Any]) -> str:
+    """Name the class that loads the model of a config: an Auto class, or where there is none for its head, its own."""
+    architecture = config["architectures"][0]
+    task = task_named(architecture, SimpleNamespace(**config))
+    return architecture if task == "other" else HEADS[task or "other"].auto_class
 
 
 def _front_matter(folder: Path, checkpoint: CheckpointConfig) -> str:
@@ -86,7 +81,7 @@ def _introduction(folder: Path, checkpoint: CheckpointConfig) -> str:
 
 def _usage(folder: Path) -> str:
     config = read_config_file(folder)
-    auto = auto_class(config["architectures"][0])
+    auto = auto_class(config)
     code = ", trust_remote_code=True" if config.get("auto_map") else ""
     return (
         "## Use\n\n`pip install compress-lookup`, then\n\n"
