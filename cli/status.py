@@ -55,7 +55,7 @@ def _stages(journal: dict[str, Any], finished: bool) -> list[dict[str, Any]]:
     sites = [name for name, geometry in journal["plan"]["sites"].items() if geometry is not None]
     distilled = {name: units[f"distill/{name}"] for name in sites if f"distill/{name}" in units}
     stages: list[dict[str, Any]] = []
-    if journal.get("writes"):  # what the decoder is distilled on
+    if journal.get("writes"):  # what it is distilled on, by the dense model
         stages.append({"name": "write", "done": int("write" in units), "total": 1, "results": {}})
     stages.append({"name": "distill", "done": len(distilled), "total": len(sites), "results": distilled})
     if _steps(journal, "finetune") or "finetune" in units:

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 
 from .checkpoint import Placement, round_rest, save_checkpoint, write_report
 from .data import Corpus, EvalData, check_data, load_corpus, load_examples
-from .data.paired import Unwritten
 from .distill.activations import Tap
 from .distill.job import Job, hash_file
 from .distill.stages import SAVE_SECONDS, Stages, save_state
-from .distill.writing import State, pack_state, unpack_state, write_corpus
+from .distill.writing import State, is_unwritten, pack_state, unpack_state, write_corpus
 from .errors import RecipeError
 from .evaluate import Report, evaluate
 from .lookup import LookupFFN, pack
@@ -85,7 +84,7 @@ def convert(
             "options": options,
             "fingerprints": prepared.fingerprints,
             "plan": prepared.plan.to_dict(),
-            "writes": isinstance(prepared.corpus.train.examples, Unwritten),
+            "writes": is_unwritten(prepared.corpus),
         },
     )
     with job.lock():
@@ -191,9 +190,9 @@ def _run(job: Job, prepared: _Prepared) -> Report:
 
 
 def _written(job: Job, prepared: _Prepared) -> _Prepared:
-    """Let the dense model write what its decoder is distilled on, where the data does not say; once for the job."""
+    """Let the dense model write what is distilled on, where the data does not say; once for the job."""
     corpus, file = prepared.corpus, job.unit_file("write", ".safetensors")
-    if not isinstance(corpus.train.examples, Unwritten):
+    if not is_unwritten(corpus):
         return prepared
     saved = time.monotonic()
 

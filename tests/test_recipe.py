@@ -145,7 +145,7 @@ def test_recipes_are_frozen() -> None:
         ("version: 1\ndata: {fields: {text: a}}", "does not read `fields`", "r.yaml:2, data", "jsonl"),
         ("version: 1\ndata: {source: jsonl, fields: {text: 3}}", "must be text; it is 3", "data.fields.text", "change"),
         ("version: 1\ndata: {source: jsonl, fields: [a]}", "a section of names", "r.yaml:2, data.fields", "change"),
-        ("version: 1\ndata: {source: teacher}", "`teacher` is not supported yet", "r.yaml:2, data.source", "text"),
+        ("version: 1\ndata: {source: teacher, path: a}", "reads no data", "r.yaml:2, data", "leave out"),
         ("version: 1\ndata: {source: txt}", "one of text, jsonl", "r.yaml:2, data.source", "did you mean `text`?"),
         ("version: 1\ndata: {source: hub}", "needs a data set", "r.yaml:2, data", "name"),
         ("version: 1\ndata: {source: hub, name: a, path: b}", "does not read `path`", "r.yaml:2, data", "name"),

@@ -12,7 +12,6 @@ import numpy as np
 import pico_speech
 import pytest
 import soundfile
-import torch
 from compress.cli import app
 from typer.testing import CliRunner
 
@@ -21,7 +20,6 @@ from compress.conversion import convert
 from compress.data import load_corpus, load_examples
 from compress.data.audio import wave_of
 from compress.data.paired import Paired, Unwritten
-from compress.distill.writing import greedy, pack_state, unpack_state, write
 from compress.errors import DataError
 from compress.evaluate import evaluate
 from compress.evaluate.inspection import inspect_model
@@ -175,25 +173,6 @@ def test_long_recordings_are_cut_and_the_plan_says_so(work: Path, tmp_path: Path
     assert sorted(corpus.train.examples.lengths_in("main")) == [43, 43, 43, 43]
     shorter = load_corpus(settings(tmp_path, seconds=0.5), whisper, 0)
     assert len(shorter.train.examples.lengths) == 7
-
-
-def test_the_teacher_writes_the_same_from_wherever_it_goes_on(work: Path) -> None:
-    whisper = load_pretrained(str(work / "whisper"))
-    corpus = load_corpus(settings(work / "recordings"), whisper, 0)
-    examples, rows = corpus.train.examples, corpus.train.rows
-    states: list[Any] = []
-    whole, last = write(whisper, examples, rows, keep=lambda state: states.append(pack_state(state)))
-    again, _ = write(whisper, examples, rows, unpack_state(states[0]))
-    assert np.array_equal(whole.ids, again.ids)
-    assert np.array_equal(whole.offsets, again.offsets)
-    assert last == unpack_state(states[-1])
-    row = int(rows[0])
-    alone = greedy(whisper, examples.collate(np.asarray([row]), None), examples.most)[0]
-    assert whole.sequence(row).tolist() == alone
-    batch = whole.collate(rows, None)
-    targets = whole.targets(rows, batch)
-    assert batch["decoder_input_ids"].shape == targets.shape
-    assert torch.equal(targets != -100, (batch["decoder_attention_mask"] == 1) & (targets != -100))
 
 
 def test_pairs_come_by_column_and_by_field(work: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ..recipe import DataSettings
 from ..tasks import HEADS
 from . import audio, images, records, tables
 from .batching import Split
-from .encode import pairs, passages, windows
+from .encode import blank_windows, pairs, passages, windows
 from .files import find_files
 from .hub import HubRecordings, load_hub
 from .inputs import Modality, capped_length, modality
@@ -38,9 +38,12 @@ _SUFFIXES = {
     "audio": audio.SUFFIXES,
 }  # fmt: skip
 _SOURCES: dict[Modality, tuple[str, ...]] = {
-    "text": ("text", "jsonl", "pairs"), "images": ("images",), "audio": ("audio",)
+    "text": ("text", "jsonl", "pairs", "teacher"), "images": ("images",), "audio": ("audio",)
 }  # fmt: skip
-_UNITS = {"Images": "images", "Windows": "windows", "Recordings": "recordings", "Records": "records"}
+_UNITS = {
+    "Images": "images", "Windows": "windows", "BlankWindows": "windows that the dense model writes",
+    "Recordings": "recordings", "Records": "records",
+}  # fmt: skip
 _PAIRS = "sentence pairs: TSV, CSV or JSON lines with sentence1 and sentence2"
 _TARGETS = "TSV, CSV or JSON lines with source and target"
 
@@ -65,7 +68,7 @@ def check_data(data: DataSettings) -> None:
         for name in ("soundfile", "soxr"):
             audio.library(name)
         audio_files(data.path)
-    elif data.source != "hub":
+    elif data.source not in ("hub", "teacher"):
         _files(data)
 
 
@@ -198,6 +201,8 @@ def _audio(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[st
 def _text(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[str]) -> tuple[Examples, bool]:
     causal = pretrained.task == "causal"
     length = capped_length(pretrained, data.sequence_length, notes)
+    if data.source == "teacher":
+        return blank_windows(pretrained, length, _to_read(data), seed), False
     if getattr(pretrained.model.config, "is_encoder_decoder", False) and data.source in ("pairs", "hub"):
         both = _both_sides(data)
         if both is not None:

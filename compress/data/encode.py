@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from .inputs import SpecialTokens, longest_target, special_tokens
 from .paired import Paired, decoder_start, paired
-from .sequences import Masking, Passages, Windows
+from .sequences import BlankWindows, Masking, Passages, Windows
 from .text import Source
 from .tokens import Tokens, tokenize
 
@@ -43,6 +43,30 @@ def windows(sources: Sequence[Source], pretrained: Pretrained, length: int, *, w
         )
     step = -(-body // 2) if evaluation else body
     return Windows(sliding_window_view(ids, body)[::step], prefix, step if evaluation else None), exhausted
+
+
+def blank_windows(pretrained: Pretrained, length: int, wanted: int, seed: int) -> BlankWindows:
+    """Leave about `wanted` tokens to a causal model, in windows of `length` that begin as `windows` do.
+
+    Raises DataError for other models, and where nothing is known to begin a text with.
+    """
+    tokenizer = pretrained.processor
+    if pretrained.task != "causal":
+        raise DataError(
+            f"the dense model is to write the text, and it is no causal model but of the kind {pretrained.task}",
+            where="data.source",
+            remedy="give text: a file, a folder or a data set of the hub",
+        )
+    starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    start = next((token for token in starts if token is not None), None)
+    prefix = special_tokens(tokenizer).prefix
+    if start is None:
+        raise DataError(
+            "the tokenizer has no token that a text begins with",
+            where=pretrained.source,
+            remedy="set bos_token or eos_token in tokenizer_config.json, or give text",
+        )
+    return BlankWindows(max(2, -(-wanted // length)), length, prefix, start, seed)
 
 
 def passages(sources: Sequence[Source], pretrained: Pretrained, length: int, *, wanted: int | None = None,

@@ -95,6 +95,33 @@ class Windows(OneStream):
         hash_arrays(hasher, self.ids, np.asarray([self.scored or 0, *self.prefix], np.int64))
 
 
+@dataclass(frozen=True)
+class BlankWindows(OneStream):
+    """Windows of `length` tokens that the dense model is still to write, behind `prefix`, or behind `start`."""
+
+    count: int
+    length: int
+    prefix: tuple[int, ...]
+    start: int
+    seed: int
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each window, the prefix included."""
+        return np.full(self.count, self.length, np.int64)
+
+    def collate(self, rows: Rows, draw: Draw | None) -> dict[str, Tensor]:
+        """There is nothing yet."""
+        raise NotImplementedError("the windows are not written yet")
+
+    def targets(self, rows: Rows, inputs: dict[str, Tensor]) -> None:
+        """There is nothing yet."""
+
+    def hash_into(self, hasher: Hasher) -> None:
+        """Feed a hash what the windows will be made from."""
+        hasher.update(repr(self).encode())
+
+
 class Masking(NamedTuple):
     """How a masked language model's inputs lose tokens: each but the special ones with probability `share`."""
 

@@ -112,10 +112,7 @@ class Override(LookupSettings):
 class DataSettings(Section):
     """The distillation data. `path`: file, folder or glob; `name`: hub id, `id[:config][@revision]`."""
 
-    source: Annotated[
-        Literal["text", "jsonl", "pairs", "images", "audio", "hub"],
-        _not_yet(teacher="give text: a file, a folder or a data set of the hub"),
-    ] = "text"
+    source: Literal["text", "jsonl", "pairs", "images", "audio", "hub", "teacher"] = "text"
     path: str | None = None
     name: str | None = None
     split: str = "train"  # of a hub data set
@@ -134,6 +131,8 @@ class DataSettings(Section):
                 raise _refusal("source: hub does not read `path`", "give `name`, or another source")
             if self.name is None:
                 raise _refusal("source: hub needs a data set", "give its id as `name`")
+        elif self.source == "teacher" and (self.path is not None or self.name is not None):
+            raise _refusal("source: teacher reads no data: the dense model writes it", "leave out `path` and `name`")
         elif self.name is not None:
             raise _refusal(f"source: {self.source} does not read `name`", "give `path`, or source: hub")
         if self.fields and self.source != "jsonl":
@@ -213,7 +212,7 @@ class Recipe(Section):
     @property
     def has_data(self) -> bool:
         """Whether the recipe says where its data is."""
-        return self.data.path is not None or self.data.source == "hub"
+        return self.data.path is not None or self.data.source in ("hub", "teacher")
 
     def with_data(self, path: str) -> Recipe:
         """Put other data in: a path, relative to the working directory, or `hub:NAME`. Gives a new recipe."""
@@ -221,7 +220,7 @@ class Recipe(Section):
         if path.startswith(HUB):
             place = {"source": "hub", "path": None, "name": path.removeprefix(HUB)}
         else:
-            source = "text" if self.data.source == "hub" else self.data.source
+            source = "text" if self.data.source in ("hub", "teacher") else self.data.source
             place = {"source": source, "path": str(Path(path).expanduser().absolute()), "name": None}
         copy = self.model_copy(update={"data": self.data.model_copy(update=place)})
         copy._text = self._text
