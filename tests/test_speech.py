@@ -12,6 +12,7 @@ import numpy as np
 import pico_speech
 import pytest
 import soundfile
+import torch
 from compress.cli import app
 from typer.testing import CliRunner
 
@@ -21,7 +22,7 @@ from compress.data import load_corpus, load_examples
 from compress.data.audio import wave_of
 from compress.data.paired import Paired, Unwritten
 from compress.errors import DataError
-from compress.evaluate import evaluate
+from compress.evaluate import evaluate, latency
 from compress.evaluate.inspection import inspect_model
 from compress.models import load_pretrained
 from compress.recipe import DataSettings
@@ -59,7 +60,9 @@ def converted(work: Path, request: pytest.FixtureRequest) -> SimpleNamespace:
     family, out = request.param, work / f"{request.param}-out"
     recipe = work / f"{family}.yaml"
     recipe.write_text(RECIPE.format(source="pairs" if family == "t5" else "audio"))
-    report = convert(str(work / family), recipe, out, data=str(data_of(work, family)), threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "MAX_ROUNDS", 3)
+        report = convert(str(work / family), recipe, out, data=str(data_of(work, family)), threads=1)
     return SimpleNamespace(family=family, out=out, report=report)
 
 
@@ -153,6 +156,26 @@ def test_recordings_are_averaged_resampled_and_padded_with_a_mask(work: Path) ->
     frames = soundfile.info(work / "recordings" / "004.wav")
     assert stereo.ndim == 1
     assert abs(len(stereo) - frames.frames * 16_000 / frames.samplerate) <= 1
+
+
+def test_recordings_of_the_hub_are_read_undecoded(work: Path, tmp_path: Path) -> None:
+    import datasets
+
+    rows = [json.loads(line) for line in (work / "recordings" / "metadata.jsonl").read_text().splitlines()]
+    sounds = [{"bytes": (work / "recordings" / row["file_name"]).read_bytes(), "path": None} for row in rows]
+    made = datasets.Dataset.from_dict({"audio": sounds, "text": [row["text"] for row in rows]})
+    made.cast_column("audio", datasets.Audio(decode=False)).to_parquet(tmp_path / "train.parquet")
+    whisper = load_pretrained(str(work / "whisper"))
+    hub = DataSettings(source="hub", name=str(tmp_path), sequence_length=16, tokens=200)
+    split = load_corpus(hub, whisper, 0).train
+    assert split.tokens <= 200
+    assert split.batch(0, 256, 0)["input_features"].shape[1:] == (16, 100)
+    found = load_examples(f"hub:{tmp_path}", whisper, sequence_length=16)
+    assert found.references == [row["text"] for row in rows]
+    here = load_examples(str(work / "recordings"), whisper, sequence_length=16)
+    assert here.references == found.references
+    batches = [next(iter(data.batches(10_000))).inputs["input_features"] for data in (found, here)]
+    assert torch.equal(*batches)
 
 
 def test_wav2vec2_masks_have_the_length_of_its_frames(work: Path) -> None:

@@ -83,6 +83,7 @@ class Unwritten:
 
     source: Examples
     most: int
+    start: int  # what a decoder begins with
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -96,8 +97,10 @@ class Unwritten:
         return np.full(len(self.source.lengths), min(_GUESS, self.most), np.int64)
 
     def collate(self, rows: Rows, draw: Draw | None) -> dict[str, Tensor]:
-        """Give the encoder's arguments alone."""
-        return self.source.collate(rows, None)
+        """Give the encoder's arguments, and the decoder's first token, behind which nothing is written yet."""
+        ids = torch.full((len(rows), 1), self.start)
+        decoder = {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids)}
+        return self.source.collate(rows, None) | decoder
 
     def targets(self, rows: Rows, inputs: dict[str, Tensor]) -> None:
         """Nothing is written yet."""
@@ -105,12 +108,12 @@ class Unwritten:
     def hash_into(self, hasher: Hasher) -> None:
         """Feed a hash what the decoder's side will be made from."""
         self.source.hash_into(hasher)
-        hasher.update(repr(self.most).encode())
+        hasher.update(f"{self.most} {self.start}".encode())
 
 
 def unwritten(source: Examples, pretrained: Pretrained, length: int) -> Unwritten:
     """Leave the decoder's side to the dense model, at most `length` tokens or the model's longest."""
-    return Unwritten(source, min(length, longest_target(pretrained) or length))
+    return Unwritten(source, min(length, longest_target(pretrained) or length), decoder_start(pretrained))
 
 
 def paired(source: Examples, sequences: Sequence[Sequence[int]], pretrained: Pretrained, written: int = 0) -> Paired:

@@ -111,8 +111,8 @@ class BlankWindows(OneStream):
         return np.full(self.count, self.length, np.int64)
 
     def collate(self, rows: Rows, draw: Draw | None) -> dict[str, Tensor]:
-        """There is nothing yet."""
-        raise NotImplementedError("the windows are not written yet")
+        """Give what a text begins with alone, over and over: nothing is written yet."""
+        return {"input_ids": torch.full((len(rows), self.length), self.start)}
 
     def targets(self, rows: Rows, inputs: dict[str, Tensor]) -> None:
         """There is nothing yet."""
