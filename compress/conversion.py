@@ -17,6 +17,7 @@ from .checkpoint import Placement, round_rest, save_checkpoint, write_report
 from .data import Corpus, EvalData, check_data, load_corpus, load_examples
 from .distill.activations import Tap
 from .distill.job import Job, hash_file
+from .distill.objectives import check_outputs
 from .distill.stages import SAVE_SECONDS, Stages, save_state
 from .distill.writing import State, is_unwritten, pack_state, unpack_state, write_corpus
 from .errors import RecipeError
@@ -141,6 +142,7 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     )  # fmt: skip
     sites = find_sites(pretrained.model)
     corpus = load_corpus(recipe.data, pretrained, recipe.seed)
+    check_outputs(pretrained, next(iter(corpus.holdout.batches(1))))
     streams = {site.name: stream_of(pretrained.model, site.output) for site in sites}
     plan = make_plan(sites, recipe, corpus, streams)
     if recipe.eval.data is None:

@@ -30,8 +30,8 @@ from compress.data.paired import paired
 from compress.data.records import make_records
 from compress.distill.activations import Tap
 from compress.distill.layerwise import SiteDistiller
-from compress.distill.objectives import output_error
-from compress.errors import DataError, SiteError
+from compress.distill.objectives import check_outputs, output_error
+from compress.errors import DataError, ModelError, SiteError
 from compress.evaluate import evaluation
 from compress.models import load_pretrained
 from compress.plan import make_plan
@@ -244,6 +244,23 @@ def test_a_base_model_with_a_decoder_asks_for_targets(work: Path, tmp_path: Path
     bart_like().save_pretrained(tmp_path)
     with pytest.raises(DataError, match="without a head the model writes none"):
         load_corpus(data_samples.settings(work / "text.txt"), load_pretrained(str(tmp_path)), 0)
+
+
+def test_a_head_that_the_data_does_not_feed_is_refused_at_once(work: Path, tmp_path: Path) -> None:
+    families.build("BertForMultipleChoice", "BertConfig", **TEXT).save_pretrained(tmp_path / "choice")
+    HEADED["clip"][0]().save_pretrained(tmp_path / "clip")
+    for name in ("choice", "clip"):
+        pico_tokenizer.bert_like().save_pretrained(tmp_path / name)
+    recipe = parse_recipe("version: 1\ndata: {tokens: 2000, sequence_length: 32}\n", "r.yaml")
+    with pytest.raises(ModelError, match=r"CLIPModel does not run on input_ids, attention_mask alone"):
+        convert(str(tmp_path / "clip"), recipe, tmp_path / "out", data=str(work / "text.txt"), dry_run=True)
+    model = load_pretrained(str(tmp_path / "choice"))
+    with pytest.raises(ModelError, match="does not run on input_ids"):
+        check_outputs(model, {"input_ids": torch.zeros(3, dtype=torch.long)})
+    silent = transformers.utils.ModelOutput(loss=torch.zeros(()))
+    model.model.forward = lambda input_ids=None, return_dict=True: silent
+    with pytest.raises(ModelError, match="gives no numbers"):
+        check_outputs(model, {"input_ids": torch.zeros(3, dtype=torch.long)})
 
 
 def test_a_tower_that_the_data_does_not_reach_is_named(work: Path) -> None:

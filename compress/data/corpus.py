@@ -124,7 +124,7 @@ def writes_targets(pretrained: Pretrained, examples: Examples) -> bool:
             where="data.source",
             remedy="give `source: pairs` with source and target, or a model with its head",
         )
-    return HEADS[pretrained.task].answer == "tokens" and pretrained.task != "masked"
+    return pretrained.task.endswith("seq2seq")
 
 
 def hold_out(lengths: NDArray[np.int64], share: float, seed: int, *, scattered: bool) -> tuple[Rows, Rows]:

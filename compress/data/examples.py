@@ -21,7 +21,7 @@ from .corpus import writes_targets
 from .encode import pairs, passages, whole_texts, windows
 from .files import find_files
 from .hub import HubData, load_hub
-from .inputs import capped_length, longest_sequence, modality
+from .inputs import capped_length, longest_sequence, modality, tokenizer_of
 from .labels import class_ids
 from .manifest import labelled_images, labelled_recordings, transcribed_recordings
 from .paired import Paired, unwritten
@@ -239,6 +239,8 @@ def _recordings(source: str, hub: HubData | None, pretrained: Pretrained, length
     count = len(examples.lengths)
     kind: Kind = "unlabelled" if ids is None else "labelled"
     references = None if classes or known is None else [str(text) for text in known]
+    if references is not None:
+        tokenizer_of(pretrained)  # without one nothing can be told from what is said
     return EvalData(
         kind, examples, np.arange(count), _described(source, count, "recordings", notes), ids, references=references
     )

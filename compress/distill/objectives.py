@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..streams import answer_stream, real_tokens
+from ..errors import ModelError
+from ..streams import accepted, answer_stream, real_tokens
 from ..tasks import HEADS, Task
 from .activations import Activations
+
+if TYPE_CHECKING:
+    from ..models import Pretrained
 
 _NOWHERE = -1e4  # a logit that leaves no probability and whose difference to itself is still 0
 
@@ -116,6 +120,29 @@ def outputs_error(dense: nn.Module, batch: Mapping[str, Tensor], student: Any, t
         usable = torch.isfinite(theirs)  # what a head rules out by an infinity is no number to come near to
         errors.append((ours - theirs)[usable].square().mean() / theirs[usable].square().mean().clamp_min(1e-12))
     return torch.stack(errors).sum()
+
+
+@torch.no_grad()
+def check_outputs(pretrained: Pretrained, batch: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where a head of an unknown kind does not run on the data, or gives nothing to distil."""
+    model: Any = pretrained.model
+    if HEADS[pretrained.task].answer != "any":
+        return
+    inputs = {key: value.to(model.device) for key, value in accepted(model, batch).items()}
+    try:
+        found = float_outputs(model(**inputs, return_dict=True))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} does not run on {', '.join(inputs)} alone: {str(error).partition(chr(10))[0]}",
+            where=pretrained.source,
+            remedy="give all that it reads: `source: jsonl`, with `fields` for the arguments of its processor",
+        ) from error
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} gives no numbers that could be distilled",
+            where=pretrained.source,
+            remedy="convert its base model: AutoModel.from_pretrained(MODEL).save_pretrained(FOLDER)",
+        )
 
 
 def float_outputs(output: Any) -> dict[str, Tensor]:
