@@ -28,7 +28,7 @@ $(VENV)/.layout: FORCE | $(BIN)/python
 FORCE:
 
 $(VENV)/.installed: $(VENV)/.torch $(VENV)/.layout $(SOURCES)
-	$(BIN)/pip install -q $(PIP_ARGS) --no-build-isolation --config-settings editable_mode=strict -e ".[test,lint,plot,vision]"
+	$(BIN)/pip install -q $(PIP_ARGS) --no-build-isolation --config-settings editable_mode=strict -e ".[test,lint,plot,vision,audio]"
 	touch $@
 
 install: $(VENV)/.installed

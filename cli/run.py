@@ -22,7 +22,9 @@ _VALUES, _NAME = 6, 40  # how much is shown of an embedding and of its text
 
 def run(
     model: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder or hub id, compressed or dense.")],
-    content: Annotated[str, typer.Argument(metavar="TEXT|FILE", help="Text, or a file with text or an image.")],
+    content: Annotated[
+        str, typer.Argument(metavar="TEXT|FILE", help="Text, or a file with text, an image or a recording.")
+    ],
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Generate at most so many tokens.")] = 128,
     temperature: Annotated[
         float, typer.Option(min=0.0, metavar="T", help="Sample at this temperature; at 0 the likeliest token is taken.")
@@ -31,7 +33,10 @@ def run(
     threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Generate, fill in masks, embed or classify, as the model does."""
+    """Generate, transcribe, fill in masks, answer, embed or classify, as the model does.
+
+    A model that answers questions gets the question in the first line and the text behind it.
+    """
     import torch
 
     from compress.data.inputs import modality
@@ -41,13 +46,21 @@ def run(
     if threads is not None:
         torch.set_num_threads(threads)
     pretrained = load_pretrained(model, trust_remote_code=trust_remote_code)
-    if modality(pretrained) == "images":
+    kind = modality(pretrained)
+    if kind == "images":
         names = [content]
-        inputs = answers.image_inputs(pretrained, _image_file(content))
+        inputs = answers.image_inputs(pretrained, _media_file(content, "images"))
+    elif kind == "audio":
+        names = [content]
+        inputs = answers.audio_inputs(pretrained, _media_file(content, "recordings"))
     else:
         text = _text(content)
         if pretrained.task == "causal":
             _stream(pretrained, text, max_new_tokens, temperature, seed)
+            return
+        if pretrained.task == "question-answering":
+            question, _, passage = text.strip().partition("\n")
+            _print_guesses(answers.answer(pretrained, question, passage))
             return
         if pretrained.task == "masked":
             _print_masks(pretrained.processor.mask_token, answers.fill_masks(pretrained, text))
@@ -57,6 +70,15 @@ def run(
         inputs = answers.text_inputs(pretrained, names)
     if pretrained.task == "embedding":
         _print_embeddings(names, answers.embeddings(pretrained, inputs))
+    elif pretrained.task in ("seq2seq", "speech-seq2seq", "image-seq2seq", "ctc"):
+        for written in answers.transcribe(pretrained, inputs, max_new_tokens):
+            typer.echo(written)
+    elif pretrained.task == "token-classification":
+        for token, guess in answers.classify_tokens(pretrained, inputs):
+            typer.echo(f"{100 * guess.probability:7.2f} %  {guess.name:<12} {token}")
+    elif pretrained.task == "other":
+        for name, shape in answers.shapes(pretrained, inputs):
+            typer.echo(f"{name} {shape}")
     else:
         _print_guesses(answers.classify(pretrained, inputs))
 
@@ -69,10 +91,12 @@ def _file(content: str) -> Path | None:
         return None
 
 
-def _image_file(content: str) -> Path:
+def _media_file(content: str, kind: str) -> Path:
     path = _file(content)
     if path is None:
-        raise DataError("the model reads images, and there is no such file", where=content, remedy="give an image file")
+        raise DataError(
+            f"the model reads {kind}, and there is no such file", where=content, remedy="give the path of one"
+        )
     return path
 
 

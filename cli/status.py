@@ -62,7 +62,10 @@ def _stages(journal: dict[str, Any], finished: bool) -> list[dict[str, Any]]:
     plan = journal["plan"]["sites"].items()  # a site that came to stay dense has a result, too
     sites = [name for name, geometry in plan if geometry is not None or f"distill/{name}" in units]
     distilled = {name: units[f"distill/{name}"] for name in sites if f"distill/{name}" in units}
-    stages = [{"name": "distill", "done": len(distilled), "total": len(sites), "results": distilled}]
+    stages: list[dict[str, Any]] = []
+    if journal.get("writes"):  # what it is distilled on, by the dense model
+        stages.append({"name": "write", "done": int("write" in units), "total": 1, "results": {}})
+    stages.append({"name": "distill", "done": len(distilled), "total": len(sites), "results": distilled})
     if _steps(journal, "finetune") or "finetune" in units:
         result = {"model": units["finetune"]} if "finetune" in units else {}
         stages.append({"name": "finetune", "done": len(result), "total": 1, "results": result})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from .checkpoint import (
@@ -25,7 +26,10 @@ from .checkpoint import (
 from .data import Corpus, EvalData, check_data, load_corpus, load_examples
 from .distill.activations import Tap, check_reached
 from .distill.job import JOURNAL_VERSION, STAGES, Job
+from .distill.objectives import check_outputs
+from .distill.progress import Progress, save_tensors
 from .distill.stages import Stages
+from .distill.writing import State, is_unwritten, pack_state, unpack_state, write_corpus
 from .durable import hash_file, room_for, size_text
 from .errors import DiskFullError, JobError, RecipeError
 from .evaluate import Report, evaluate
@@ -36,6 +40,7 @@ from .needs import estimate
 from .plan import Plan, choose_sites, make_plan
 from .recipe import Recipe, load_recipe, restore_recipe
 from .sites import find_experts, find_norms, find_sites, swap
+from .streams import accepted, stream_of
 
 Announce = Callable[[Plan], None]
 Stop = Callable[[], bool]
@@ -101,6 +106,7 @@ def convert(
             "options": options,
             "fingerprints": prepared.fingerprints,
             "plan": prepared.plan.to_dict(),
+            "writes": is_unwritten(prepared.corpus),
         },
     )
     job.stop = stop
@@ -197,17 +203,25 @@ def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
     choose_sites(sites, recipe, experts)  # before the data is read, which may take long
     check_side_files(pretrained.folder)
     corpus = load_corpus(recipe.data, pretrained, recipe.seed)
-    plan = make_plan(sites, recipe, corpus, experts)
+    sample = next(iter(corpus.holdout.batches(1)))
+    check_outputs(pretrained, sample)
+    streams = {site.name: stream_of(pretrained.model, site.output) for site in sites}
+    plan = make_plan(sites, recipe, corpus, streams, experts)
     plan = replace(plan, needs=estimate(plan, recipe, corpus, pretrained))
     if recipe.eval.data is None:
         examples = EvalData.held_out(corpus.holdout, pretrained.task, corpus.description)
     else:
-        examples = load_examples(recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length)
+        sides = (recipe.data.field, recipe.data.target_field)
+        examples = load_examples(
+            recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length, sides=sides,
+            fields=recipe.data.fields,
+        )  # fmt: skip
     norms = find_norms(pretrained.model, sites)
     if recipe.eval.tasks:
         load_tasks(recipe.eval.tasks, pretrained)  # now, so that hours are not spent before a mistake is found
-    taps = [Tap(entry.site, norms[entry.site.name]) for entry in plan.converted]
-    check_reached(pretrained.model, taps, next(iter(corpus.holdout.batches(1))))
+    taps = [Tap(entry.site, norms[entry.site.name], streams[entry.site.name]) for entry in plan.converted]
+    if not is_unwritten(corpus):
+        check_reached(pretrained.model, taps, sample)
     fingerprints = {
         "library format": {"job": JOURNAL_VERSION, "checkpoint": FORMAT_VERSION},
         "model": _hashes(pretrained.folder, _WEIGHTS),
@@ -237,6 +251,7 @@ def _stage_fingerprints(recipe: Recipe) -> dict[str, str]:
 def _run(job: Job, prepared: _Prepared) -> Report:
     started = time.monotonic()
     try:
+        prepared = _written(job, prepared)
         converted = _converted(job, prepared)
         report = _evaluate(job, prepared, converted)
         job.journal["seconds"] = job.journal.get("seconds", 0.0) + time.monotonic() - started
@@ -266,6 +281,27 @@ def _converted(job: Job, prepared: _Prepared) -> Pretrained:
     return converted
 
 
+def _written(job: Job, prepared: _Prepared) -> _Prepared:
+    """Let the dense model write what is distilled on, where the data does not say; once for the job."""
+    corpus, file = prepared.corpus, job.unit_file("write", ".safetensors")
+    if not is_unwritten(corpus):
+        return prepared
+    progress, finished = Progress(job, "write"), job.unit("write") is not None
+    kept = (load_file(file), {}) if finished else progress.get("state")
+
+    def keep(state: State) -> None:
+        if progress.due():
+            progress.keep("state", pack_state(state), {})
+
+    corpus, state = write_corpus(prepared.pretrained, corpus, unpack_state(kept[0]) if kept else (0, []), keep)
+    if not finished:
+        save_tensors(file, pack_state(state))
+        job.finish_unit("write", {"sequences": len(state[1])}, [file])
+    held_out = prepared.recipe.eval.data is None
+    examples = EvalData.held_out(corpus.holdout, prepared.pretrained.task, corpus.description)
+    return replace(prepared, corpus=corpus, examples=examples if held_out else prepared.examples)
+
+
 def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
     """Round all weights to their storage dtypes; write the checkpoint beside the journal, then move it into place."""
     placements = []
@@ -285,7 +321,7 @@ def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
             save_checkpoint(
                 staging, model=converted.model, source=prepared.pretrained, placements=placements,
                 recipe_text=prepared.recipe.text, resolved_recipe=recipe.dump(), report=None,
-                probe_batch=next(iter(prepared.corpus.holdout.batches(1))),
+                probe_batch=accepted(converted.model, next(iter(prepared.corpus.holdout.batches(1)))),
             )  # fmt: skip
             job.publish(staging)
     except DiskFullError:

@@ -8,40 +8,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .errors import CompressError, ModelError
 from .hub import local_folder
+from .tasks import AUDIO_INPUTS, HEADS, Task, task_named
 from .untrusted import read_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-Task = Literal["causal", "masked", "embedding", "text-classification", "image-classification"]
-
-_HEADS: dict[str, Task] = {  # ending of the architecture's name -> task; the first that fits
-    "ForCausalLM": "causal",
-    "LMHeadModel": "causal",
-    "ForMaskedLM": "masked",
-    "ForSequenceClassification": "text-classification",
-    "ForImageClassification": "image-classification",
-    "ForImageClassificationWithTeacher": "image-classification",
-    "Model": "embedding",
-}
-_AUTO_CLASSES: dict[Task, str] = {
-    "causal": "AutoModelForCausalLM",
-    "masked": "AutoModelForMaskedLM",
-    "embedding": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model"),
 )
-_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 _OWN_CODE = "brings code of its own, which runs on your machine"
 _TRUST = "read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True)"
@@ -53,12 +36,19 @@ _PICKLE = (
 logger = logging.getLogger(__name__)
 
 
+class Speech(NamedTuple):
+    """How a speech model hears and writes: feature extractor, tokenizer (None where the folder has none)."""
+
+    extractor: Any
+    tokenizer: Any
+
+
 @dataclass
 class Pretrained:
     """A model ready to be converted or measured."""
 
     model: PreTrainedModel  # eval mode
-    processor: Any  # tokenizer or image processor; None where the folder has none
+    processor: Any  # tokenizer, image processor or Speech; None where the folder has none
     task: Task
     source: str  # as it was asked for
     revision: str | None  # the hub's commit; None for a folder
@@ -68,16 +58,14 @@ class Pretrained:
 def task_of(config: PretrainedConfig) -> Task:
     """Tell what a model is for by the architecture in its config; without one it is a base model, which embeds.
 
-    Raises ModelError for a head that is none of the tasks, since converting the base model alone would lose it.
+    Raises ModelError for a head that transformers does not know, since converting the base model alone would lose it.
     """
     architecture = _architecture(config)
-    if architecture is None:
-        return "embedding"
-    for ending, task in _HEADS.items():
-        if architecture.endswith(ending):
-            return task
+    task = task_named(architecture, config)
+    if task is not None:
+        return task
     raise ModelError(
-        f"the head of {architecture} is not supported: a model may end in {', '.join(_HEADS)}",
+        f"transformers has no class {architecture}, and its name is none of a head that is known by it",
         where="config.json: architectures",
         remedy="to convert its base model alone, save that: AutoModel.from_pretrained(MODEL).save_pretrained(FOLDER)",
     )
@@ -150,7 +138,7 @@ def _model(
 
     # The named class itself, as Auto classes map a config to one head of several; remote code is only known to them.
     architecture, own = _architecture(config), getattr(config, "auto_map", None) or {}
-    auto = getattr(transformers, _AUTO_CLASSES[task])
+    auto = getattr(transformers, HEADS[task].auto_class)
     named = model_class(architecture)
     if trust_remote_code and str(own.get(auto.__name__)).endswith(f".{architecture}"):
         named = None
@@ -187,11 +175,19 @@ def _model(
 def _processor(folder: Path, source: str, model: PreTrainedModel, trust_remote_code: bool) -> Any:
     import transformers
 
-    images = model.main_input_name == "pixel_values"
-    files = _IMAGE_FILES if images else _TOKENIZER_FILES if model.main_input_name == "input_ids" else ()
-    if not any((folder / name).is_file() for name in files):
+    images, speech = model.main_input_name == "pixel_values", model.main_input_name in AUDIO_INPUTS
+    text = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    extractor = any((folder / name).is_file() for name in _EXTRACTOR_FILES)
+    if not (extractor if images or speech else text and model.main_input_name == "input_ids"):
         return None
     try:
+        if speech:
+            return Speech(
+                transformers.AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=trust_remote_code),
+                transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+                if text
+                else None,
+            )
         if images:  # pillow alone, so that results do not depend on whether torchvision is installed
             return transformers.AutoImageProcessor.from_pretrained(
                 folder, backend="pil", trust_remote_code=trust_remote_code
@@ -199,6 +195,7 @@ def _processor(folder: Path, source: str, model: PreTrainedModel, trust_remote_c
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         kind, extra = ("image processor", "pillow") if images else ("tokenizer", "sentencepiece or tiktoken")
+        kind = "feature extractor or tokenizer" if speech else kind
         code = not trust_remote_code and "trust_remote_code" in str(error)
         raise ModelError(
             f"the {kind} of {source} " + (_OWN_CODE if code else f"cannot be loaded: {_first_line(error)}"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from .data import Corpus
     from .sites import Site
+    from .streams import Stream
+
+_READS = {"main": "the model's input", "decoder": "what the decoder reads", "images": "images"}
 
 
 @dataclass(frozen=True)
@@ -140,22 +143,38 @@ def choose_sites(
     return settings
 
 
-def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus, experts: Sequence[str] = ()) -> Plan:
+def make_plan(
+    sites: Sequence[Site], recipe: Recipe, corpus: Corpus, streams: Mapping[str, Stream] | None = None,
+    experts: Sequence[str] = (),
+) -> Plan:  # fmt: skip
     """Fill every size that the recipe leaves open, of the sites that it chooses (`choose_sites`).
+
+    `streams` says which tokens a site sees, by its name; "main" where it does not.
 
     Raises what `choose_sites` does, and CompressError where sizes do not fit a site or its budget.
     """
     settings = choose_sites(sites, recipe, experts)
-    tokens = recipe.distill.steps * recipe.distill.batch_tokens + recipe.finetune.steps * recipe.finetune.batch_tokens
-    entries, bounded = [], False
+    entries, bounded, seen = [], False, {}
     for site in sites:
         chosen = settings[site.name]
+        stream: Stream = (streams or {}).get(site.name, "main")
+        there = corpus.train.tokens_in(stream)
+        if chosen is not None and not there:
+            raise SiteError(
+                f"{site.name} sees {_READS[stream]}, of which the data has none", where=site.name,
+                remedy="exclude this site in the recipe, or give data of both kinds: `source: jsonl` with `fields`",
+            )  # fmt: skip
+        share = there / corpus.train.tokens
+        tokens = recipe.distill.steps * recipe.distill.batch_tokens
+        tokens += int(recipe.finetune.steps * recipe.finetune.batch_tokens * share)
+        if chosen is not None:
+            seen[stream] = (tokens, there)
         try:
-            geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens, corpus.train.tokens)
+            geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens, there)
         except CompressError as error:
             raise type(error)(error.message, where=f"{error.where}, site {site.name}", remedy=error.remedy) from None
         if geometry is not None and chosen is not None and chosen.tables == "auto":
-            bounded |= geometry.tables == most_tables(corpus.train.tokens, geometry.bits)
+            bounded |= geometry.tables == most_tables(there, geometry.bits)
         entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype))
     notes = [corpus.description]
     if experts:
@@ -164,8 +183,9 @@ def make_plan(sites: Sequence[Site], recipe: Recipe, corpus: Corpus, experts: Se
         notes.append(f"fit.tokens = {recipe.fit.tokens:,} is clamped to the {corpus.train.tokens:,} there are")
     if bounded:
         notes.append(f"the {corpus.train.tokens:,} tokens fill no more tables than these; more data would")
-    epochs = tokens / corpus.train.tokens
-    notes.append(f"each site sees {tokens:,} tokens in training, {epochs:.1f} times the data")
+    for stream, (tokens, there) in seen.items():
+        which = "each site" if len(seen) == 1 else f"each site that sees {_READS[stream]}"
+        notes.append(f"{which} sees {tokens:,} tokens in training, {tokens / there:.1f} times the data")
     return Plan(tuple(entries), recipe.pack.table_dtype, tuple(notes))
 
 

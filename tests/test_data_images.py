@@ -15,7 +15,7 @@ from data_samples import (
 )
 from PIL import Image
 
-from compress.data import token_mask
+from compress.streams import real_tokens
 
 
 def test_images_go_through_the_models_processor(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_images_go_through_the_models_processor(tmp_path: Path) -> None:
     given = whole.holdout.examples.collate(rows, None)["pixel_values"]
     assert torch.equal(given, wanted)
     assert given.dtype == torch.float32
-    assert token_mask({"pixel_values": given}) is None
+    assert real_tokens(None, {"pixel_values": given}, "main", 17) is None
 
 
 def test_training_images_are_augmented_by_seed_step_and_image(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pico_tokenizer import PROCESSORS
 
-from compress.data import load_corpus, token_mask
+from compress.data import load_corpus
 from compress.data.corpus import LEAST_HELD_OUT
 from compress.data.encode import _pieces
 from compress.data.inputs import longest_sequence, special_tokens
@@ -88,7 +88,7 @@ def test_documents_are_joined_by_the_end_of_text(tmp_path: Path) -> None:
     assert sorted(ids.flatten().tolist()) == sorted([*tokenizer("a" * 40).input_ids, 0, *tokenizer("b" * 39).input_ids])
     assert (whole.train.tokens, whole.holdout.tokens) == (60, 20)
     assert (len(whole.train), len(whole.holdout)) == (6, 2)
-    assert token_mask(whole.train.batch(0, 40, 0)) is None
+    assert "attention_mask" not in whole.train.batch(0, 40, 0)
 
 
 def test_windows_do_not_overlap_and_keep_their_order(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_long_texts_are_cut_evenly(lengths: np.ndarray, most: int) -> None:
 
 def test_batches_hold_alike_lengths_and_about_the_tokens_asked_for(tmp_path: Path) -> None:
     train = corpus(write_lines(tmp_path / "a.txt", 3000), "bert", sequence_length=64).train
-    masks = [token_mask(train.batch(step, 1024, 0)) for step in range(train.steps_per_epoch(1024))]
+    masks = [train.batch(step, 1024, 0)["attention_mask"].bool() for step in range(train.steps_per_epoch(1024))]
     real = [int(mask.sum()) for mask in masks if mask is not None]
     assert len(real) == len(masks)
     assert sum(real) == train.tokens

@@ -35,8 +35,9 @@ def test_a_trace_holds_inputs_answers_and_what_the_norm_sees(family: str) -> Non
     model = pico.FAMILIES[family]()
     for tap in taps(model):
         with torch.no_grad():
-            trace = forward_to(model, tap, example_inputs(model))
-        x, y, behind = trace.rows(None)
+            inputs = example_inputs(model)
+            trace = forward_to(model, tap, inputs)
+        x, y, behind = trace.rows(model, inputs, tap.stream)
         dense: DenseWeights = site_weights(model, tap.site)
         torch.testing.assert_close(dense.output(x, tap.site.activation), y, rtol=1e-4, atol=1e-5)
         assert tap.norm is not None
@@ -67,7 +68,8 @@ def test_an_answer_that_the_model_adds_to_in_place_is_recorded_before() -> None:
     )  # fmt: skip
     for tap in taps(model):
         with torch.no_grad():
-            x, y, _ = forward_to(model, tap, example_inputs(model)).rows(None)
+            inputs = example_inputs(model)
+            x, y, _ = forward_to(model, tap, inputs).rows(model, inputs, tap.stream)
         torch.testing.assert_close(
             site_weights(model, tap.site).output(x, tap.site.activation), y, rtol=1e-4, atol=1e-5
         )
@@ -99,7 +101,8 @@ def test_a_students_answers_are_seen_in_a_converted_model() -> None:
     student = LookupFFN(32, tables=2, bits=2, projection="dense")
     swap(model, tap.site, student)
     with torch.no_grad():
-        x, y, _ = forward_to(model, tap, example_inputs(model)).rows(None)
+        inputs = example_inputs(model)
+        x, y, _ = forward_to(model, tap, inputs).rows(model, inputs, tap.stream)
         torch.testing.assert_close(student(x), y)
 
 
@@ -147,7 +150,10 @@ def test_pooling_and_logits_skip_padding() -> None:
     ours, theirs = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     disturbed = ours.clone()
     disturbed[0, 2] += 9
-    errors = [float(output_error("masked", Output(x), Output(theirs), keep, 1.0)) for x in (ours, disturbed)]
+    errors = [
+        float(output_error("masked", pico.bert_masked(), {"attention_mask": keep}, Output(x), Output(theirs), 1.0))
+        for x in (ours, disturbed)
+    ]
     assert errors[0] == errors[1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import pico
+import pico_speech
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from compress.errors import DataError, SiteError
 from compress.evaluate import latency, variants
 from compress.evaluate.contestants import DecodeStep, FFNs, WholeModel
-from compress.evaluate.inputs import ImagePool, TokenPool, make_pool
+from compress.evaluate.inputs import JoinedPool, RowPool, TokenPool, make_pool
 from compress.sites import find_sites, site_weights
 
 # The dense baselines
@@ -96,17 +97,17 @@ def test_pools_give_fresh_real_inputs() -> None:
     assert (first.diff(dim=1) == 1).all()
     assert make_pool(batches, 100).batch(2, 0)["input_ids"].shape == (2, 16)
     images = make_pool([{"pixel_values": torch.arange(5.0).view(5, 1, 1, 1)}], 4)
-    assert isinstance(images, ImagePool)
+    assert isinstance(images, RowPool)
     assert [images.batch(3, number)["pixel_values"].flatten().tolist() for number in (0, 1)] == [[0, 1, 2], [3, 4, 0]]
     with pytest.raises(DataError, match="--no-latency"):
-        make_pool([{"input_features": torch.zeros(1)}], 4)
+        make_pool([{"bbox": torch.zeros(1)}], 4)
 
 
 @torch.no_grad()
 def test_a_decoding_step_continues_the_sequence() -> None:
     model = pico.llama()
     pool = TokenPool(torch.randint(0, 64, (200,), generator=torch.Generator().manual_seed(0)), 12)
-    step = DecodeStep(model, pool)
+    step = DecodeStep(model, pool, torch.float32)
     row = pool.batch(1, 0)["input_ids"]
     for number in range(6):
         step.prepare(number)
@@ -118,14 +119,36 @@ def test_a_decoding_step_continues_the_sequence() -> None:
 
 
 @torch.no_grad()
+def test_a_decoder_steps_behind_what_its_encoder_read() -> None:
+    model = pico_speech.t5()
+    stream = torch.randint(3, 60, (200,), generator=torch.Generator().manual_seed(0))
+    pool = JoinedPool((TokenPool(stream, 9), TokenPool(stream, 6, "decoder_input_ids")))
+    step = DecodeStep(model, pool, torch.float32)
+    inputs = pool.batch(1, 0)
+    assert inputs["decoder_input_ids"].shape == (1, 6)
+    for number in range(3):
+        step.prepare(number)
+        written = {**inputs, "decoder_input_ids": inputs["decoder_input_ids"][:, : 4 + number]}
+        torch.testing.assert_close(step.run().logits[0, -1], model(**written).logits[0, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_stretches_end_where_a_model_looks_for_the_end() -> None:
+    ids = TokenPool(torch.arange(20) % 4, 8, end=2).batch(3, 0)["input_ids"]
+    assert (ids == 2).sum(1).tolist() == [1, 1, 1]
+    assert ids[:, -1].tolist() == [2, 2, 2]
+
+
+@torch.no_grad()
 def test_other_contestants_run_what_they_say() -> None:
     double, triple = (nn.Linear(2, 2, bias=False) for _ in range(2))
     double.weight.copy_(2 * torch.eye(2))
     triple.weight.copy_(3 * torch.eye(2))
-    ffns = FFNs([double, triple], [torch.arange(6.0).view(3, 2), 10 * torch.arange(6.0).view(3, 2)], 2, torch.float32)
+    ffns = FFNs(
+        [double, triple], [torch.arange(6.0).view(3, 2), 10 * torch.arange(6.0).view(3, 2)], [2, 2], torch.float32
+    )
     ffns.prepare(1)
     assert ffns.run().tolist() == [[120, 150], [0, 30]]  # rows 2 and 0 of what was recorded
     vit = pico.vit()
-    whole = WholeModel(vit.to(torch.bfloat16), ImagePool(torch.randn(2, 3, 32, 32)), 2, torch.bfloat16)
+    whole = WholeModel(vit.to(torch.bfloat16), RowPool("pixel_values", torch.randn(2, 3, 32, 32)), 2, torch.bfloat16)
     whole.prepare(0)
     assert whole.run().logits.shape == (2, 5)

@@ -40,7 +40,7 @@ def test_defaults_are_those_of_the_format() -> None:
     }  # fmt: skip
     assert r.data.model_dump() == {
         "source": "text", "path": None, "name": None, "split": "train", "field": "text", "sequence_length": 256,
-        "tokens": 2_000_000, "holdout": 0.02,
+        "tokens": 2_000_000, "holdout": 0.02, "target_field": "target", "fields": {}, "seconds": 30.0,
     }  # fmt: skip
     assert r.fit.model_dump() == {"tokens": 200_000, "ridge": 1e-3}
     assert r.distill.model_dump() == {
@@ -142,8 +142,12 @@ def test_recipes_are_frozen() -> None:
         ("version: 1\noverrides: [{layers: [0], sites: [a], rank: 3}]", "does not say which", "overrides.0", "either"),
         ("version: 1\noverrides: [{layers: [0]}]", "changes nothing", "overrides.0", "keep_dense: true"),
         ("version: 1\noverrides: [{layers: [0], keep_dense: true, rank: 3}]", "have no rank", "overrides.0", "keep"),
-        ("version: 1\ndata: {source: audio}", "`audio` is not supported yet", "r.yaml:2, data.source", "text"),
-        ("version: 1\ndata: {source: teacher}", "`teacher` is not supported yet", "r.yaml:2, data.source", "text"),
+        ("version: 1\ndata: {source: audoi}", "one of text, jsonl", "r.yaml:2, data.source", "did you mean `audio`?"),
+        ("version: 1\ndata: {seconds: 0}", "a number above 0; it is 0", "r.yaml:2, data.seconds", "30"),
+        ("version: 1\ndata: {fields: {text: a}}", "does not read `fields`", "r.yaml:2, data", "jsonl"),
+        ("version: 1\ndata: {source: jsonl, fields: {text: 3}}", "must be text; it is 3", "data.fields.text", "change"),
+        ("version: 1\ndata: {source: jsonl, fields: [a]}", "a section of names", "r.yaml:2, data.fields", "change"),
+        ("version: 1\ndata: {source: teacher, path: a}", "reads no data", "r.yaml:2, data", "leave out"),
         ("version: 1\ndata: {source: txt}", "one of text, jsonl", "r.yaml:2, data.source", "did you mean `text`?"),
         ("version: 1\ndata: {source: hub}", "needs a data set", "r.yaml:2, data", "name"),
         ("version: 1\ndata: {source: hub, name: a, path: b}", "does not read `path`", "r.yaml:2, data", "name"),
@@ -357,7 +361,7 @@ def test_a_misspelt_bundled_name_is_corrected() -> None:
 
 def test_bundled_recipes_load_and_need_nothing_of_this_machine() -> None:
     bundled = bundled_recipes()
-    assert {"demo", "deit-tiny", "gpt2", "llama", "minilm", "stories"} <= bundled.keys()
+    assert {"demo", "deit-tiny", "gpt2", "llama", "minilm", "stories", "t5", "wav2vec2", "whisper"} <= bundled.keys()
     for name, file in bundled.items():
         r = load_recipe(name)
         assert r.text == file.read_text(encoding="utf-8")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..errors import CheckpointError
+from ..tasks import HEADS, task_named
 from .files import RESOLVED_RECIPE_FILE
 from .format import CheckpointConfig, read_config, read_config_file
 from .side_files import SOURCE_README_FILE
@@ -21,15 +23,6 @@ _TAGS = ("compress", "lookup-ffn", "cpu")
 # What of the source's front matter holds for the compressed model too.
 _LICENSE = ("license", "license_name", "license_link")
 _INHERITED = (*_LICENSE, "language", "pipeline_tag")
-_HEADS = (  # part of the architecture's name, what loads it, the hub's name of its task
-    ("LMHeadModel", "AutoModelForCausalLM", "text-generation"),
-    ("ForCausalLM", "AutoModelForCausalLM", "text-generation"),
-    ("ForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
-    ("ForSequenceClassification", "AutoModelForSequenceClassification", "text-classification"),
-    ("ForTokenClassification", "AutoModelForTokenClassification", "token-classification"),
-    ("ForQuestionAnswering", "AutoModelForQuestionAnswering", "question-answering"),
-    ("ForImageClassification", "AutoModelForImageClassification", "image-classification"),
-)
 _SENTENCE_MODULES = "modules.json"  # a model that sentence-transformers loads
 _LICENSE_FILES = ("LICEN[CS]E*", "COPYING*", "USE_POLICY*")
 
@@ -53,24 +46,28 @@ def model_card(folder: Path, report: Mapping[str, Any]) -> str:
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
-def auto_class(architecture: str) -> str:
-    """Name the Auto class that loads an architecture: AutoModel where no head is known."""
-    return next((auto for head, auto, _ in _HEADS if head in architecture), "AutoModel")
-
-
-def _pipeline_tag(folder: Path) -> str:
-    architecture = read_config_file(folder)["architectures"][0]
-    bare = "sentence-similarity" if _for_sentences(folder) else "feature-extraction"
-    return next((task for head, _, task in _HEADS if head in architecture), bare)
+def _hub_task(folder: Path) -> str | None:
+    config = read_config_file(folder)
+    task = task_named(config["architectures"][0], SimpleNamespace(**config)) or "other"
+    return "sentence-similarity" if task == "embedding" and _for_sentences(folder) else HEADS[task].hub_task
 
 
 def _for_sentences(folder: Path) -> bool:
     return (folder / _SENTENCE_MODULES).is_file()
 
 
+def auto_class(config: Mapping[str, Any]) -> str:
+    """Name the class that loads the model of a config: an Auto class, or where there is none for its head, its own."""
+    architecture = config["architectures"][0]
+    task = task_named(architecture, SimpleNamespace(**config))
+    return architecture if task == "other" else HEADS[task or "other"].auto_class
+
+
 def _front_matter(folder: Path, checkpoint: CheckpointConfig) -> str:
     library = "sentence-transformers" if _for_sentences(folder) else "transformers"
-    values: dict[str, Any] = {"library_name": library, "tags": list(_TAGS), "pipeline_tag": _pipeline_tag(folder)}
+    values: dict[str, Any] = {"library_name": library, "tags": list(_TAGS)}
+    if (task := _hub_task(folder)) is not None:
+        values["pipeline_tag"] = task
     if checkpoint.from_hub:  # of a folder only the name is known, which no page would lead to
         values |= {"base_model": checkpoint.source, "base_model_relation": "quantized"}
     inherited = _source_front_matter(folder)
@@ -104,7 +101,7 @@ def _introduction(folder: Path, checkpoint: CheckpointConfig) -> str:
 
 def _usage(folder: Path) -> str:
     config = read_config_file(folder)
-    auto = auto_class(config["architectures"][0])
+    auto = auto_class(config)
     code = ", trust_remote_code=True" if config.get("auto_map") else ""
     if _for_sentences(folder):
         load = [

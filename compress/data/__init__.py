@@ -1,7 +1,7 @@
-"""Data to distil and to evaluate on: text, sentence pairs, images and hub data sets, as batches for a model."""
+"""Data to distil and to evaluate on: text, pairs, images, recordings and hub data sets, as batches for a model."""
 
-from .batching import Split, token_mask
+from .batching import Split
 from .corpus import Corpus, check_data, load_corpus
 from .examples import EvalBatch, EvalData, load_examples
 
-__all__ = ["Corpus", "EvalBatch", "EvalData", "Split", "check_data", "load_corpus", "load_examples", "token_mask"]
+__all__ = ["Corpus", "EvalBatch", "EvalData", "Split", "check_data", "load_corpus", "load_examples"]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..streams import Stream
 from .sequences import Examples, Rows
 
 _SPREAD = 0.1  # lengths are compared with this much noise, so that an epoch does not repeat the batches of another
@@ -54,8 +55,12 @@ class Split:
 
     @property
     def tokens(self) -> int:
-        """Positions that reach a site in one pass, padding not counted."""
+        """Positions that reach sites in one pass, of all streams together, padding not counted."""
         return int(self.lengths.sum())
+
+    def tokens_in(self, stream: Stream) -> int:
+        """Positions of one pass that reach a site which sees a stream."""
+        return int(self.examples.lengths_in(stream)[self.rows].sum())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,9 +87,3 @@ class Split:
         """Go once through the examples in a fixed order, of which any beginning is a fair sample; nothing is random."""
         for rows in plan(self.lengths, batch_tokens, FIXED_ORDER):
             yield self.examples.collate(self.rows[rows], None)
-
-
-def token_mask(batch: dict[str, Tensor]) -> Tensor | None:
-    """Tell which positions of a batch are real: bool [B, T], or None where all are."""
-    mask = batch.get("attention_mask")
-    return None if mask is None else mask.bool()

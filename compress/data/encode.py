@@ -10,8 +10,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .inputs import SpecialTokens, special_tokens
-from .sequences import Masking, Passages, Windows
+from .inputs import SpecialTokens, longest_target, special_tokens
+from .paired import Paired, decoder_start, paired
+from .sequences import BlankWindows, Masking, Passages, Windows
 from .text import Source
 from .tokens import Tokens, tokenize
 
@@ -44,6 +45,30 @@ def windows(sources: Sequence[Source], pretrained: Pretrained, length: int, *, w
     return Windows(sliding_window_view(ids, body)[::step], prefix, step if evaluation else None), exhausted
 
 
+def blank_windows(pretrained: Pretrained, length: int, wanted: int, seed: int) -> BlankWindows:
+    """Leave about `wanted` tokens to a causal model, in windows of `length` that begin as `windows` do.
+
+    Raises DataError for other models, and where nothing is known to begin a text with.
+    """
+    tokenizer = pretrained.processor
+    if pretrained.task != "causal":
+        raise DataError(
+            f"the dense model is to write the text, and it is no causal model but of the kind {pretrained.task}",
+            where="data.source",
+            remedy="give text: a file, a folder or a data set of the hub",
+        )
+    starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    start = next((token for token in starts if token is not None), None)
+    prefix = special_tokens(tokenizer).prefix
+    if start is None:
+        raise DataError(
+            "the tokenizer has no token that a text begins with",
+            where=pretrained.source,
+            remedy="set bos_token or eos_token in tokenizer_config.json, or give text",
+        )
+    return BlankWindows(max(2, -(-wanted // length)), length, prefix, start, seed)
+
+
 def passages(sources: Sequence[Source], pretrained: Pretrained, length: int, *, wanted: int | None = None,
              seed: int = 0) -> tuple[Passages, bool]:  # fmt: skip
     """Make every text an example with special tokens; longer ones become several, of near-equal length.
@@ -69,6 +94,21 @@ def whole_texts(texts: Sequence[str], pretrained: Pretrained, length: int, notes
     if cut:
         notes.append(f"{cut} of {len(texts)} texts cut off at {length} tokens")
     return _cut_off(tokens, body, special)
+
+
+def pairs(
+    sources: Sequence[str], targets: Sequence[str], pretrained: Pretrained, length: int, notes: list[str]
+) -> Paired:
+    """Make every text an encoder's example and its target the decoder's, each cut off at `length` tokens."""
+    examples = whole_texts(sources, pretrained, length, notes)
+    most = min(length, longest_target(pretrained) or length)
+    ids = pretrained.processor(text_target=list(targets), verbose=False)["input_ids"]
+    cut = sum(len(sequence) > most for sequence in ids)
+    if cut:
+        notes.append(f"{cut} of {len(ids)} targets cut off at {most} tokens")
+    start = decoder_start(pretrained)
+    begun = [sequence[:most] if sequence[:1] == [start] else [start, *sequence[:most]] for sequence in ids]
+    return paired(examples, [sequence if len(sequence) > 1 else [start, start] for sequence in begun], pretrained)
 
 
 def _pieces(lengths: NDArray[np.int64], most: int) -> NDArray[np.int64]:

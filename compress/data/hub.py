@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
@@ -44,8 +45,9 @@ class HubData:
                     yield text
 
     def table(self) -> Table:
-        """Read all columns but images, under the names that tables use."""
-        names = [name for name in self.rows.column_names if name != self.column_of("Image")]
+        """Read all columns but images and recordings, under the names that tables use."""
+        left_out = (self.column_of("Image"), self.column_of("Audio"))
+        names = [name for name in self.rows.column_names if name not in left_out]
         columns = {canonical(name): list(self.rows[name]) for name in names}
         return Table(columns, [f"hub:{self.name}, {self.split}, row {index}" for index in range(len(self.rows))])
 
@@ -53,6 +55,19 @@ class HubData:
         """Name the classes where the data set does."""
         column = self.column_of("ClassLabel")
         return list(self.rows.features[column].names) if column else None
+
+    def recordings(self) -> HubRecordings:
+        """Take the audio column, undecoded. Raises DataError where there is none."""
+        import datasets
+
+        column = self.column_of("Audio")
+        if column is None:
+            raise DataError(
+                "the data set has no column of recordings",
+                where=f"hub:{self.name}",
+                remedy=f"choose another; this one has {', '.join(self.rows.column_names)}",
+            )
+        return HubRecordings(self.rows.cast_column(column, datasets.Audio(decode=False)), column)
 
     def pictures(self) -> HubPictures:
         """Take the image column. Raises DataError where there is none."""
@@ -79,6 +94,26 @@ class HubPictures(Sequence[Any]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         return self.rows[index][self.column]
+
+
+class HubRecordings(Sequence[Any]):
+    """The recordings of a data set: each the bytes of a file, or the path of one."""
+
+    def __init__(self, rows: Any, column: str) -> None:
+        self.rows, self.column = rows, column
+
+    def chosen(self, rows: Sequence[int]) -> HubRecordings:
+        """Some of them."""
+        return HubRecordings(self.rows.select(rows), self.column)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        value = self.rows[int(index)][self.column]
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"])
 
 
 def load_hub(name: str, split: str | None) -> HubData:

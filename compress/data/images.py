@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import DataError
-from .sequences import Draw, Hasher, Rows
+from .sequences import Draw, Hasher, OneStream, Rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,7 @@ _PATCH = 16  # of models whose config names none
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(OneStream):
     """Images that are opened when their batch is made: files, or the decoded rows of a data set.
 
     `size` is height and width of what the processor gives; `tokens` counts the positions of an image at a site.
@@ -84,10 +84,24 @@ def make_images(pictures: Sequence[Any], pretrained: Pretrained) -> Images:
     for picture in pictures if isinstance(pictures, list) else ():
         open_picture(picture, decode=False)
     processor = pretrained.processor
-    height, width = processor(images=[_blank()], return_tensors="pt")["pixel_values"].shape[-2:]
-    patch = getattr(pretrained.model.config, "patch_size", None) or _PATCH
-    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
-    return Images(pictures, processor, (height, width), 1 + (height // patch_height) * (width // patch_width))
+    blank = processor(images=[_blank()], return_tensors="pt")["pixel_values"]
+    height, width = blank.shape[-2:]
+    return Images(pictures, processor, (height, width), patches(pretrained.model, blank))
+
+
+def patches(model: Any, pixels: Tensor) -> int:
+    """Count the positions of an image [..., H, W] at a site: its patches and one more."""
+    config = model.config
+    patch = next(
+        (
+            size
+            for part in (config, getattr(config, "vision_config", None), getattr(config, "encoder", None))
+            if (size := getattr(part, "patch_size", None))
+        ),
+        _PATCH,
+    )
+    height, width = (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
+    return int(1 + (pixels.shape[-2] // height) * (pixels.shape[-1] // width))
 
 
 def open_picture(picture: Any, decode: bool = True) -> Image:

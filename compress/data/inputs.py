@@ -1,4 +1,4 @@
-"""What a model takes: text or images, its special tokens, its longest sequence."""
+"""What a model takes: text, images or recordings, its special tokens, its longest sequence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import DataError
+from ..tasks import AUDIO_INPUTS
 
 if TYPE_CHECKING:
     from ..models import Pretrained
@@ -13,26 +14,41 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1_000_000  # tokenizers without a limit state an astronomic one
 
 
-def modality(pretrained: Pretrained) -> Literal["text", "images"]:
+Modality = Literal["text", "images", "audio"]
+_INPUTS: dict[str, Modality] = {"input_ids": "text", "pixel_values": "images", **dict.fromkeys(AUDIO_INPUTS, "audio")}
+_NEEDED: dict[Modality, tuple[str, str, str]] = {  # what turns data into inputs, how it is known, its file
+    "text": ("a tokenizer", "convert_tokens_to_ids", "tokenizer.json"),
+    "images": ("an image processor", "preprocess", "preprocessor_config.json"),
+    "audio": ("a feature extractor", "extractor", "preprocessor_config.json"),
+}
+
+
+def modality(pretrained: Pretrained) -> Modality:
     """Tell what the model reads. Raises DataError for other modalities and where the processor is missing."""
-    kind = {"input_ids": "text", "pixel_values": "images"}.get(pretrained.model.main_input_name)
+    kind = _INPUTS.get(pretrained.model.main_input_name)
     if kind is None:
         raise DataError(
             f"the model reads {pretrained.model.main_input_name}, which no data source gives yet",
             where=pretrained.source,
-            remedy="convert a model of text or images",
+            remedy="convert a model of text, images or speech",
         )
-    wanted = "a tokenizer" if kind == "text" else "an image processor"
-    fits = callable(getattr(pretrained.processor, "convert_tokens_to_ids" if kind == "text" else "preprocess", None))
-    if not fits:
+    wanted, sign, file = _NEEDED[kind]
+    if getattr(pretrained.processor, sign, None) is None:
         raise DataError(
-            f"the model comes without {wanted}",
-            where=pretrained.source,
-            remedy="put "
-            + ("tokenizer.json" if kind == "text" else "preprocessor_config.json")
-            + " beside its weights",
+            f"the model comes without {wanted}", where=pretrained.source, remedy=f"put {file} beside its weights"
         )
-    return "text" if kind == "text" else "images"
+    return kind
+
+
+def tokenizer_of(pretrained: Pretrained) -> Any:
+    """Find the tokenizer of a model of text or speech. Raises DataError where there is none."""
+    tokenizer = getattr(pretrained.processor, "tokenizer", pretrained.processor)
+    if tokenizer is None or not hasattr(tokenizer, "convert_tokens_to_ids"):
+        raise DataError(
+            "the model comes without a tokenizer", where=pretrained.source,
+            remedy="put tokenizer.json beside its weights",
+        )  # fmt: skip
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -88,3 +104,12 @@ def capped_length(pretrained: Pretrained, wanted: int, notes: list[str]) -> int:
         return wanted
     notes.append(f"sequences of {limit} tokens, the model's longest, instead of {wanted}")
     return limit
+
+
+def longest_target(pretrained: Pretrained) -> int | None:
+    """Find the most tokens that a decoder's sequence may have; None where nothing limits it."""
+    config: Any = pretrained.model.config
+    decoder = getattr(config, "decoder", config)
+    limits = [getattr(decoder, name, None) for name in ("max_target_positions", "max_position_embeddings")]
+    known = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT]
+    return min(known, default=None)

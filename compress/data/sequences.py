@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..streams import Stream
 from .inputs import SpecialTokens
 
 IGNORED = -100  # target of positions that predict nothing
@@ -30,7 +31,10 @@ class Examples(Protocol):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens each example makes at a site. [examples]."""
+        """Tokens of each example, those of all its streams together. [examples]."""
+
+    def lengths_in(self, stream: Stream) -> NDArray[np.int64]:
+        """Tokens that each example makes at a site which sees a stream. [examples]."""
 
     def collate(self, rows: Rows, draw: Draw | None) -> dict[str, Tensor]:
         """Put examples into keyword arguments of the model; without `draw` always the same."""
@@ -42,8 +46,19 @@ class Examples(Protocol):
         """Feed a hash all that the examples are made of."""
 
 
+class OneStream:
+    """Examples whose tokens all sites see."""
+
+    lengths: Any
+
+    def lengths_in(self, stream: Stream) -> NDArray[np.int64]:
+        """Tokens of each example; a decoder that is given none of its own reads them too."""
+        lengths: NDArray[np.int64] = self.lengths
+        return np.zeros_like(lengths) if stream == "images" else lengths
+
+
 @dataclass(frozen=True)
-class Windows:
+class Windows(OneStream):
     """Equally long windows over one stream of tokens: ids [examples, body], each behind the same prefix.
 
     `scored`: how many tokens at the end of a window are predicted where windows overlap, so that each counts once; the
@@ -77,7 +92,34 @@ class Windows:
 
     def hash_into(self, hasher: Hasher) -> None:
         """Feed a hash the token ids."""
-        _hash_arrays(hasher, self.ids, np.asarray([self.scored or 0, *self.prefix], np.int64))
+        hash_arrays(hasher, self.ids, np.asarray([self.scored or 0, *self.prefix], np.int64))
+
+
+@dataclass(frozen=True)
+class BlankWindows(OneStream):
+    """Windows of `length` tokens that the dense model is still to write, behind `prefix`, or behind `start`."""
+
+    count: int
+    length: int
+    prefix: tuple[int, ...]
+    start: int
+    seed: int
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each window, the prefix included."""
+        return np.full(self.count, self.length, np.int64)
+
+    def collate(self, rows: Rows, draw: Draw | None) -> dict[str, Tensor]:
+        """Give what a text begins with alone, over and over: nothing is written yet."""
+        return {"input_ids": torch.full((len(rows), self.length), self.start)}
+
+    def targets(self, rows: Rows, inputs: dict[str, Tensor]) -> None:
+        """There is nothing yet."""
+
+    def hash_into(self, hasher: Hasher) -> None:
+        """Feed a hash what the windows will be made from."""
+        hasher.update(repr(self).encode())
 
 
 class Masking(NamedTuple):
@@ -90,7 +132,7 @@ class Masking(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Passages:
+class Passages(OneStream):
     """Texts of any length, with special tokens around them; padded in the batch, with an attention mask.
 
     `ids` holds the texts one behind the other, text i from offsets[i] to offsets[i + 1].
@@ -148,11 +190,12 @@ class Passages:
     def hash_into(self, hasher: Hasher) -> None:
         """Feed a hash the token ids and where they are cut."""
         special = [*self.special.prefix, -1, *self.special.suffix, self.special.pad, self.special.left]
-        _hash_arrays(hasher, self.ids, self.offsets, np.asarray(special, np.int64))
+        hash_arrays(hasher, self.ids, self.offsets, np.asarray(special, np.int64))
         hasher.update(repr(self.masking).encode())
 
 
-def _hash_arrays(hasher: Hasher, *arrays: NDArray[Any]) -> None:
+def hash_arrays(hasher: Hasher, *arrays: NDArray[Any]) -> None:
+    """Feed a hash arrays and their shapes."""
     for array in arrays:
         hasher.update(repr(array.shape).encode())
         hasher.update(np.ascontiguousarray(array))

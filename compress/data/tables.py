@@ -14,8 +14,8 @@ from .files import read_lines
 from .text import read_records
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")
-_ALIASES = {"sentence": "text", "content": "text", "similarity": "score"}
-_KNOWN = {"sentence1", "sentence2", "score", "label", "text", "file_name", *_ALIASES}
+_ALIASES = {"sentence": "text", "content": "text", "similarity": "score", "transcription": "text", "transcript": "text"}
+_KNOWN = {"sentence1", "sentence2", "score", "label", "text", "file_name", "source", "target", *_ALIASES}
 # The STS benchmark has no header: genre, file, year, number, score, two sentences (and, in part, their sources).
 _STS_COLUMNS = (None, None, None, None, "score", "sentence1", "sentence2")
 
@@ -59,13 +59,34 @@ def canonical(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
-def read_table(path: Path, wanted: str) -> Table:
+def both_sides(table: Table, names: tuple[str, str]) -> tuple[list[str], list[str]]:
+    """Take what an encoder reads and what its decoder writes: columns of these names, source and target, or two alone.
+
+    Raises DataError where there are none, or a row lacks text.
+    """
+    found = sides_of(table, names)
+    if found is not None:
+        return table.texts(found[0]), table.texts(found[1])
+    raise DataError(
+        f"the columns are {', '.join(table.columns)}",
+        where=table.places[0],
+        remedy="give source and target, or set data.field and data.target_field to the names that they have",
+    )
+
+
+def sides_of(table: Table, names: tuple[str, str]) -> tuple[str, str] | None:
+    """Name the columns that `both_sides` takes; None where there are none."""
+    choices = [(canonical(names[0]), canonical(names[1])), ("source", "target"), ("sentence1", "sentence2")]
+    return next((choice for choice in choices if table.has(*choice)), None)
+
+
+def read_table(path: Path, wanted: str, names: Sequence[str] = ()) -> Table:
     """Read a table with a header, the STS benchmark's form, two columns of sentences, or JSON lines.
 
     Columns `sentence` and `content` count as `text`. Tabs separate where the first line has one, and then quotes have
-    no meaning. Raises DataError; `wanted` says what was looked for.
+    no meaning. `names` are column names beside the usual ones. Raises DataError; `wanted` says what was looked for.
     """
-    rows = _records(path) if path.suffix.lower() in (".jsonl", ".json") else _delimited(path, wanted)
+    rows = _records(path) if path.suffix.lower() in (".jsonl", ".json") else _delimited(path, wanted, names)
     columns: dict[str, list[Any]] = {}
     places: list[str] = []
     for place, row in rows:
@@ -87,14 +108,14 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}:{number}", {canonical(name): value for name, value in record.items()}
 
 
-def _delimited(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _delimited(path: Path, wanted: str, known: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     rows = _cells(path)
     first = next(rows, None)
     if first is None:
         return
-    names = [cell.strip().lower() for cell in first[1]]
+    names = [cell.strip() if cell.strip() in known else cell.strip().lower() for cell in first[1]]
     header: list[str | None]
-    if _KNOWN.intersection(names):
+    if (_KNOWN | set(known)).intersection(names):
         header = [canonical(name) for name in names]
     else:
         header, rows = _without_header(path, first[1], wanted), chain([first], rows)

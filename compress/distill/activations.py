@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import token_mask
 from ..errors import DataError
 from ..lookup import LookupFFN, PackedLookupFFN
 from ..sites import Site, listed
+from ..streams import Stream, accepted, real_tokens
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a site is observed: the site, and the norm that first sees residual plus FFN output (None: no norm)."""
+    """Where a site is observed: the norm that first sees residual plus FFN output (None: no norm), and its tokens."""
 
     site: Site
     norm: str | None
+    stream: Stream = "main"
 
 
 @dataclass
@@ -32,15 +33,30 @@ class Trace:
     y: list[Tensor] = field(default_factory=list)
     behind: list[Tensor] = field(default_factory=list)
 
-    def rows(self, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N, d_in], y and behind [N, d_out] over all calls, only the positions that `keep` [B * T] marks."""
+    def rows(self, model: nn.Module, batch: Mapping[str, Tensor], stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
+        """x [N, d_in], y and behind [N, d_out] over all calls, without the padding that `batch` has in `stream`."""
         behind = self.behind or self.y
+        size = next(iter(batch.values())).shape[0]
 
         def join(parts: list[Tensor]) -> Tensor:
             flat = [part.reshape(-1, part.shape[-1]) for part in parts]
-            return torch.cat([part if keep is None else part[keep] for part in flat]).float()
+            keeps = _kept(model, batch, stream, [part.shape[0] // size for part in flat])
+            kept = [part if keep is None else part[keep] for part, keep in zip(flat, keeps, strict=True)]
+            return torch.cat(kept).float()
 
         return join(self.x), join(self.y), join(behind)
+
+
+def _kept(
+    model: nn.Module, batch: Mapping[str, Tensor], stream: Stream, positions: Sequence[int]
+) -> list[Tensor | None]:
+    """Which rows [B * T] of each call are no padding; several calls may share a sequence out."""
+    if len(positions) > 1 and (whole := real_tokens(model, batch, stream, sum(positions))) is not None:
+        masks = [batch.get(name) for name in ("attention_mask", "decoder_attention_mask")]
+        if any(mask is not None and mask.shape == whole.shape for mask in masks):
+            return [part.reshape(-1) for part in whole.split(list(positions), dim=1)]
+    found = [real_tokens(model, batch, stream, count) for count in positions]
+    return [None if mask is None else mask.reshape(-1) for mask in found]
 
 
 class _PassedLastTap(Exception):
@@ -128,19 +144,17 @@ def record_batch(dense: nn.Module, converted: nn.Module | None, tap: Tap, batch:
     dense model.
     """
     batch = {key: value.to(_device(dense)) for key, value in batch.items()}
-    mask = token_mask(batch)
-    keep = None if mask is None else mask.reshape(-1)
-    x, y, goal = forward_to(dense, tap, batch).rows(keep)
+    x, y, goal = forward_to(dense, tap, batch).rows(dense, batch, tap.stream)
     behind = goal
     if converted is not None:
-        x, y, behind = forward_to(converted, tap, batch).rows(keep)
+        x, y, behind = forward_to(converted, tap, batch).rows(dense, batch, tap.stream)
     return Activations(x, behind - y if tap.norm is not None else torch.zeros_like(y), goal)
 
 
 def forward_to(model: nn.Module, tap: Tap, batch: dict[str, Tensor]) -> Trace:
     """The trace of one site, the forward pass ended behind it."""
     with observe(model, [tap], stop=True) as traces:
-        model(**batch)
+        model(**accepted(model, batch))
     return traces[tap.site.name]
 
 
@@ -148,7 +162,7 @@ def forward_to(model: nn.Module, tap: Tap, batch: dict[str, Tensor]) -> Trace:
 def check_reached(model: nn.Module, taps: Sequence[Tap], batch: Mapping[str, Tensor]) -> None:
     """Raise DataError naming the sites that a batch of the data never reaches: an encoder of images, given texts."""
     with observe(model, taps) as traces:
-        model(**{key: value.to(_device(model)) for key, value in batch.items()})
+        model(**accepted(model, {key: value.to(_device(model)) for key, value in batch.items()}))
     if missed := [name for name, trace in traces.items() if not trace.x]:
         raise DataError(
             f"the data never reaches {listed(missed)}",

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Split, token_mask
+from ..data import Split
 from ..lookup import LookupFFN
-from ..models import Task
 from ..recipe import FinetuneSettings
+from ..streams import accepted
+from ..tasks import Task
 from .activations import Tap, Trace, observe
 from .divergence import RESTARTS, SMALLER, Diverged, diverged
 from .objectives import hidden_error, output_error
@@ -81,18 +82,16 @@ class EndToEnd:
     def error(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean hidden error behind the sites plus the output's error, for one batch."""
         batch = {key: value.to(self.device) for key, value in batch.items()}
-        mask = token_mask(batch)
-        keep = None if mask is None else mask.reshape(-1)
         with torch.no_grad(), observe(self.dense, self.taps) as wanted:
-            teacher = self.dense(**batch)
+            teacher = self.dense(**accepted(self.dense, batch))
         with observe(self.converted, self.taps) as traces:
-            student = self.converted(**batch)
-        hidden = [self._behind(tap, traces[tap.site.name], wanted[tap.site.name], keep) for tap in self.taps]
-        output = output_error(self.task, student, teacher, mask, self.settings.temperature)
+            student = self.converted(**accepted(self.dense, batch))
+        hidden = [self._behind(tap, traces[tap.site.name], wanted[tap.site.name], batch) for tap in self.taps]
+        output = output_error(self.task, self.dense, batch, student, teacher, self.settings.temperature)
         return torch.stack(hidden).mean() + output
 
-    def _behind(self, tap: Tap, student: Trace, teacher: Trace, keep: Tensor | None) -> Tensor:
-        ours, theirs = student.rows(keep)[2], teacher.rows(keep)[2]
+    def _behind(self, tap: Tap, student: Trace, teacher: Trace, batch: dict[str, Tensor]) -> Tensor:
+        ours, theirs = (trace.rows(self.dense, batch, tap.stream)[2] for trace in (student, teacher))
         if tap.norm is None:
             return hidden_error(ours, theirs)
         return hidden_error(self.converted.get_submodule(tap.norm)(ours), self.dense.get_submodule(tap.norm)(theirs))

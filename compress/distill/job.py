@@ -21,6 +21,7 @@ from .stopped import Stopped
 JOURNAL_VERSION = 2  # 1 had no checksums
 FOLDER = ".job"
 STAGES = ("distill", "finetune", "pack", "evaluate")
+_ORDER = ("write", *STAGES)  # of units of work, by the first part of their names
 _JOURNAL, _COPY, _LOCK = "journal.json", "journal.copy.json", "lock"
 _LOCK_SECONDS = 0.5  # `running` of another process holds the lock for a moment
 _LAST = "config.json"  # published behind all others: without it a folder is no checkpoint
@@ -231,14 +232,14 @@ class Job:
     def _behind(self, name: str) -> list[str]:
         """Finished units that were built on a unit: sites behind a site, stages behind a stage."""
         units = list(self.journal["units"])
-        stage = STAGES.index(name.partition("/")[0])
+        stage = _ORDER.index(name.partition("/")[0])
         order = [*self.journal["plan"]["sites"]]
 
         def behind(other: str) -> bool:
             other_stage, _, site = other.partition("/")
-            if site and STAGES[stage] == other_stage:
+            if site and _ORDER[stage] == other_stage:
                 return order.index(site) > order.index(name.partition("/")[2])
-            return STAGES.index(other_stage) > stage
+            return _ORDER.index(other_stage) > stage
 
         return [other for other in units if behind(other)]
 
@@ -271,7 +272,7 @@ class Job:
         """Forget a stage and those behind it; a checkpoint that was published already is taken back."""
         self._unpublish(self.journal.get("published", ()))
         for name in {*self.journal["units"], *self.journal.get("progress", {}), *self.journal.get("lost", {})}:
-            if STAGES.index(name.partition("/")[0]) >= STAGES.index(stage):
+            if _ORDER.index(name.partition("/")[0]) >= _ORDER.index(stage):
                 self._drop(name)
         self.write()
         self._remove_unknown()

@@ -53,6 +53,8 @@ class SiteDistiller:
     ) -> None:  # fmt: skip
         self.tap, self.corpus, self.progress = tap, corpus, progress
         self.settings, self.fit_settings, self.seed = settings, fit_settings, seed
+        # Of a batch's tokens, those that come by here: a decoder's sites see fewer than the encoder's.
+        self.share = corpus.train.tokens_in(tap.stream) / corpus.train.tokens
         norm = dense.get_submodule(tap.norm) if tap.norm is not None and settings.objective == "block" else None
         self.objective = BehindNorm(norm)
         prefix = converted if settings.inputs == "student" else None
@@ -65,7 +67,8 @@ class SiteDistiller:
         self.answer_scale = float(wanted.std(0).square().mean().sqrt())  # deviation of the answers, over channels
 
     def _steps(self, tokens: int) -> int:
-        return max(1, tokens // self.settings.batch_tokens)
+        """Batches of the corpus that bring about so many tokens to the site."""
+        return max(1, int(tokens / (self.share * self.settings.batch_tokens)))
 
     def _collect(self, steps: range) -> Activations:
         if steps.start:
@@ -78,7 +81,7 @@ class SiteDistiller:
         return self.beginning.first(self.ends[steps.stop])
 
     def _collect_held_out(self) -> Activations:
-        steps = range(self._steps(min(HELD_OUT_TOKENS, self.corpus.holdout.tokens)))
+        steps = range(self._steps(min(HELD_OUT_TOKENS, self.corpus.holdout.tokens_in(self.tap.stream))))
         return Activations.join(self.recorder.record(self.corpus.holdout, steps, "held"))
 
     @torch.no_grad()
@@ -92,7 +95,8 @@ class SiteDistiller:
 
     def fit(self, student: LookupFFN, dense_weights: DenseWeights) -> float:
         """Closed-form start from the first `fit.tokens` tokens; returns the held-out error."""
-        data = self._collect(range(self._steps(min(self.fit_settings.tokens, self.corpus.train.tokens))))
+        there = self.corpus.train.tokens_in(self.tap.stream)
+        data = self._collect(range(self._steps(min(self.fit_settings.tokens, there))))
         token_weight, channel_weight = self.objective.weights(data)
         site_data = SiteData(data.x, data.goal - data.residual, token_weight, channel_weight)
         generator = torch.Generator().manual_seed(self.seed)
@@ -150,9 +154,10 @@ class SiteDistiller:
 
     def _chunks(self) -> list[range]:
         """Batches of the corpus to record, in chunks that fit the cache; together visited `VISITS` times."""
-        unique = max(1, min(self.settings.steps // VISITS, self._steps(self.corpus.train.tokens)))
+        wanted = self.settings.steps // VISITS * self.settings.batch_tokens
+        unique = self._steps(min(wanted, self.corpus.train.tokens_in(self.tap.stream)))
         site = self.tap.site
-        cached = max(1, CACHE_BYTES // (4 * (site.d_in + 2 * site.d_out)) // self.settings.batch_tokens)
+        cached = self._steps(CACHE_BYTES // (4 * (site.d_in + 2 * site.d_out)))
         return [range(start, min(start + cached, unique)) for start in range(0, unique, cached)]
 
     def _parts(self) -> list[_Part]:

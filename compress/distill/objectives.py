@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..models import Task
+from ..errors import ModelError
+from ..streams import accepted, answer_stream, real_tokens
+from ..tasks import HEADS, Task
 from .activations import Activations
+
+if TYPE_CHECKING:
+    from ..models import Pretrained
+
+_NOWHERE = -1e4  # a logit that leaves no probability and whose difference to itself is still 0
 
 
 class BehindNorm(nn.Module):
@@ -75,13 +84,85 @@ def embedding_error(student: Tensor, teacher: Tensor) -> Tensor:
     return (1.0 - cosine).mean() + similarities
 
 
-def output_error(task: Task, student: object, teacher: object, keep: Tensor | None, temperature: float) -> Tensor:
-    """The task's own output against the teacher's: logits where the model has them, else the pooled embedding."""
-    if task == "embedding":
-        pair = (getattr(out, "last_hidden_state") for out in (student, teacher))  # noqa: B009
-        return embedding_error(*(mean_pool(hidden, keep) for hidden in pair))
-    logits, wanted = getattr(student, "logits"), getattr(teacher, "logits")  # noqa: B009
+def output_error(
+    task: Task, dense: nn.Module, batch: Mapping[str, Tensor], student: Any, teacher: Any, temperature: float
+) -> Tensor:
+    """The error of the model's own output against the teacher's, padding left out: what it is depends on the task.
+
+    Logits: divergence.  A base model: the pooled embedding.  Other heads: squared error of every tensor they give.
+    """
+    answer = HEADS[task].answer
+    if answer == "embedding":
+        hidden, wanted = student.last_hidden_state, teacher.last_hidden_state
+        keep = real_tokens(dense, batch, "main", hidden.shape[1])
+        return embedding_error(mean_pool(hidden, keep), mean_pool(wanted, keep))
+    if answer == "any":
+        return outputs_error(dense, batch, student, teacher)
+    if answer == "span":
+        keep = real_tokens(dense, batch, "main", teacher.start_logits.shape[1])
+        pairs = [(student.start_logits, teacher.start_logits), (student.end_logits, teacher.end_logits)]
+        return torch.stack(
+            [logits_divergence(_hidden(ours, keep), _hidden(theirs, keep), temperature) for ours, theirs in pairs]
+        ).sum()
+    logits, wanted = student.logits, teacher.logits
     if logits.dim() == 3:
+        keep = real_tokens(dense, batch, answer_stream(dense), logits.shape[1])
         rows = slice(None) if keep is None else keep.reshape(-1)
         logits, wanted = (part.reshape(-1, part.shape[-1])[rows] for part in (logits, wanted))
     return logits_divergence(logits, wanted, temperature)
+
+
+def outputs_error(dense: nn.Module, batch: Mapping[str, Tensor], student: Any, teacher: Any) -> Tensor:
+    """Squared error of each tensor that a head gives, relative to its mean square, summed over them."""
+    errors = []
+    for name, wanted in float_outputs(teacher).items():
+        ours, theirs = (_real_rows(dense, batch, part) for part in (student[name], wanted))
+        usable = torch.isfinite(theirs)  # what a head rules out by an infinity is no number to come near to
+        errors.append((ours - theirs)[usable].square().mean() / theirs[usable].square().mean().clamp_min(1e-12))
+    return torch.stack(errors).sum()
+
+
+@torch.no_grad()
+def check_outputs(pretrained: Pretrained, batch: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where a head of an unknown kind does not run on the data, or gives nothing to distil."""
+    model: Any = pretrained.model
+    if HEADS[pretrained.task].answer != "any":
+        return
+    inputs = {key: value.to(model.device) for key, value in accepted(model, batch).items()}
+    try:
+        found = float_outputs(model(**inputs, return_dict=True))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} does not run on {', '.join(inputs)} alone: {str(error).partition(chr(10))[0]}",
+            where=pretrained.source,
+            remedy="give all that it reads: `source: jsonl`, with `fields` for the arguments of its processor",
+        ) from error
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} gives no numbers that could be distilled",
+            where=pretrained.source,
+            remedy="convert its base model: AutoModel.from_pretrained(MODEL).save_pretrained(FOLDER)",
+        )
+
+
+def float_outputs(output: Any) -> dict[str, Tensor]:
+    """Tensors of numbers among a model's outputs, by name."""
+    return {
+        name: value
+        for name, value in output.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() and name != "loss"
+    }
+
+
+def _real_rows(dense: nn.Module, batch: Mapping[str, Tensor], output: Tensor) -> Tensor:
+    """Rows of hidden states [B, T, C] that are no padding; other outputs as they are."""
+    for name in ("decoder_attention_mask", "attention_mask"):
+        mask = batch.get(name)
+        if mask is not None and output.dim() == 3 and mask.shape == output.shape[:2]:
+            return output[mask.bool()]
+    return output
+
+
+def _hidden(logits: Tensor, keep: Tensor | None) -> Tensor:
+    """Logits [B, T] that give padding no probability."""
+    return logits if keep is None else logits.float().masked_fill(~keep, _NOWHERE)

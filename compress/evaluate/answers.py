@@ -1,4 +1,4 @@
-"""What a model, dense or compressed, answers to one input: text that goes on, words for masks, classes, embeddings."""
+"""What a model, dense or compressed, answers to one input: text, words for masks, classes, embeddings."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.audio import make_recordings
 from ..data.images import open_picture
 from ..data.inputs import longest_sequence
+from ..distill.objectives import float_outputs
 from ..errors import DataError
+from ..streams import accepted
+from .embeddings import embed
 from .pooling import pooling_of
-from .quality import embed
+from .transcripts import transcribe as transcribe
 
 if TYPE_CHECKING:
     from ..models import Pretrained
 
 TOP = 5
+_SECONDS = 30.0  # of a recording that is heard at once
+_ANSWER = 30  # tokens of an answer to a question
 
 
 class Guess(NamedTuple):
@@ -51,6 +58,12 @@ def image_inputs(pretrained: Pretrained, path: Path) -> dict[str, Tensor]:
     """Pixels [1, C, H, W] as the model's image processor gives them. Raises DataError where the file is no image."""
     encoded = pretrained.processor(images=[open_picture(path)], return_tensors="pt")
     return {"pixel_values": encoded["pixel_values"]}
+
+
+def audio_inputs(pretrained: Pretrained, path: Path) -> dict[str, Tensor]:
+    """Features of a recording, in the model's longest pieces, [B, ...]. Raises DataError where the file is none."""
+    recordings = make_recordings([path], pretrained, _SECONDS, [])
+    return recordings.collate(np.arange(len(recordings.lengths)), None)
 
 
 @torch.no_grad()
@@ -113,9 +126,52 @@ def fill_masks(pretrained: Pretrained, text: str, top: int = TOP) -> list[list[G
 def classify(pretrained: Pretrained, inputs: dict[str, Tensor], top: int = TOP) -> list[Guess]:
     """Guess the class of one input, best first; where several may be right at once, each probability is its own."""
     config: Any = pretrained.model.config
-    logits = pretrained.model(**inputs).logits[0].float()  # [C]
+    logits = pretrained.model(**accepted(pretrained.model, inputs)).logits[0].float()  # [C]
     independent = getattr(config, "problem_type", None) == "multi_label_classification"
     return _best(logits.sigmoid() if independent else logits.softmax(-1), lambda label: config.id2label[label], top)
+
+
+@torch.no_grad()
+def classify_tokens(pretrained: Pretrained, inputs: dict[str, Tensor]) -> list[tuple[str, Guess]]:
+    """Guess the class of every token of one text, special ones left out."""
+    model: Any = pretrained.model
+    tokenizer = pretrained.processor
+    found = []
+    for token, row in zip(inputs["input_ids"][0].tolist(), model(**inputs).logits[0].float(), strict=True):
+        if token not in tokenizer.all_special_ids:
+            guess = _best(row.softmax(-1), lambda label: model.config.id2label[label], 1)[0]
+            found.append((tokenizer.decode([token]).strip(), guess))
+    return found
+
+
+@torch.no_grad()
+def answer(pretrained: Pretrained, question: str, passage: str, top: int = TOP) -> list[Guess]:
+    """Find the stretches of a passage that answer a question, best first. Raises DataError without a passage."""
+    if not passage.strip():
+        raise DataError(
+            "there is no text to look for the answer in", where=question,
+            remedy="give the question in the first line and the text in those behind it",
+        )  # fmt: skip
+    tokenizer = pretrained.processor
+    encoded = tokenizer(
+        question, passage, return_tensors="pt", truncation="only_second", max_length=longest_sequence(pretrained)
+    )
+    output = pretrained.model(**encoded)
+    inside = torch.tensor([part == 1 for part in encoded.sequence_ids(0)])
+    start, end = (
+        logits[0].float().masked_fill(~inside, -torch.inf).softmax(-1)
+        for logits in (output.start_logits, output.end_logits)
+    )
+    spans = torch.triu(start[:, None] * end[None], diagonal=0).tril(_ANSWER)  # [T, T]: from, to
+    ids, width = encoded["input_ids"][0], len(start)
+    return _best(spans.flatten(), lambda index: tokenizer.decode(ids[index // width : index % width + 1]).strip(), top)
+
+
+@torch.no_grad()
+def shapes(pretrained: Pretrained, inputs: dict[str, Tensor]) -> list[tuple[str, list[int]]]:
+    """Say what a head of an unknown kind gives: the names and shapes of its outputs."""
+    output = pretrained.model(**accepted(pretrained.model, inputs), return_dict=True)
+    return [(name, list(value.shape)) for name, value in float_outputs(output).items()]
 
 
 @torch.no_grad()

@@ -31,10 +31,7 @@ class WholeModel:
 
     def prepare(self, round_: int) -> None:
         """Take the batch of a round."""
-        self.inputs = {
-            key: value.to(self.dtype) if value.is_floating_point() else value
-            for key, value in self.pool.batch(self.batch, round_).items()
-        }
+        self.inputs = _cast(self.pool.batch(self.batch, round_), self.dtype)
 
     def run(self) -> object:
         """Run the model."""
@@ -42,36 +39,53 @@ class WholeModel:
 
 
 class DecodeStep:
-    """One step of generation at batch 1: a token, with the keys and values of those before it cached."""
+    """One step of generation at batch 1: a token, with the keys and values of those before it cached.
 
-    def __init__(self, model: nn.Module, pool: Pool) -> None:
-        self.model, self.pool = model, pool
+    An encoder-decoder model has read its input before; only the decoder runs.
+    """
+
+    def __init__(self, model: nn.Module, pool: Pool, dtype: torch.dtype) -> None:
+        self.model, self.pool, self.dtype = model, pool, dtype
+        self.encoded: dict[str, Any] = {}
         # transformers 5.24 gave the argument, and the answer's field, a new name.
         renamed = "cache" in inspect.signature(model.forward).parameters
         self.cached = "cache" if renamed else "past_key_values"
+        self.name = "input_ids"
         self.left: list[Tensor] = []  # tokens [1, 1] still to come, the next one last
         self.cache: Any = None
 
     def prepare(self, round_: int) -> None:
         """Read the first half of a fresh sequence into a new cache, when the last one is used up."""
+        from transformers.modeling_outputs import BaseModelOutput
+
         if not self.left:
-            row = self.pool.batch(1, round_)["input_ids"]  # [1, T]
+            inputs = _cast(self.pool.batch(1, round_), self.dtype)
+            self.name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+            row = inputs[self.name]  # [1, T]
             head = max(1, row.shape[1] // 2)
-            self.cache = getattr(self.model(input_ids=row[:, :head], use_cache=True), self.cached)
+            output = self.model(**{**inputs, self.name: row[:, :head]}, use_cache=True)
+            self.cache = getattr(output, self.cached)
+            if self.name != "input_ids":
+                hidden = output.encoder_last_hidden_state
+                self.encoded = {"encoder_outputs": BaseModelOutput(last_hidden_state=hidden)}
             self.left = list(row[:, head:].split(1, dim=1))[::-1] or [row[:, -1:]]
 
     def run(self) -> object:
         """Run the model on the next token."""
-        output = self.model(input_ids=self.left.pop(), use_cache=True, **{self.cached: self.cache})
+        token = {self.name: self.left.pop()}
+        output = self.model(**token, **self.encoded, use_cache=True, **{self.cached: self.cache})
         self.cache = getattr(output, self.cached)
         return output
 
 
 class FFNs:
-    """All sites' FFNs one after the other, each on rows of its own recorded inputs [N, d_in]; nothing between them."""
+    """All sites' FFNs one after the other, each on `tokens` rows of its own recorded inputs [N, d_in], nothing between.
+
+    Sites that see no token in the pass are left out.
+    """
 
     def __init__(
-        self, modules: Sequence[nn.Module], recorded: Sequence[Tensor], tokens: int, dtype: torch.dtype
+        self, modules: Sequence[nn.Module], recorded: Sequence[Tensor], tokens: Sequence[int], dtype: torch.dtype
     ) -> None:
         self.modules, self.recorded = modules, recorded
         self.tokens, self.dtype = tokens, dtype
@@ -79,12 +93,19 @@ class FFNs:
 
     def prepare(self, round_: int) -> None:
         """Take the rows of a round."""
-        index = torch.arange(self.tokens) + round_ * self.tokens
-        self.inputs = [rows[index % rows.shape[0]].to(self.dtype) for rows in self.recorded]
+        self.inputs = [
+            rows[(torch.arange(count) + round_ * count) % rows.shape[0]].to(self.dtype)
+            for rows, count in zip(self.recorded, self.tokens, strict=True)
+        ]
 
     def run(self) -> object:
         """Run every FFN."""
         output = None
         for module, x in zip(self.modules, self.inputs, strict=True):
-            output = module(x)
+            if len(x):
+                output = module(x)
         return output
+
+
+def _cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}

@@ -14,6 +14,7 @@ from ..data import EvalData, load_examples
 from ..data.inputs import longest_sequence
 from ..distill.job import FOLDER as JOB_FOLDER
 from ..distill.job import Job
+from ..distill.writing import write_examples
 from ..errors import CheckpointError, DataError, ModelError
 from ..hub import is_hub_id, local_folder
 from ..models import Pretrained, load_pretrained
@@ -74,7 +75,7 @@ def evaluate(
     examples = None
     if data is not None:
         examples = data if isinstance(data, EvalData) else checkpoint_data(folder, str(data), dense)
-        examples = examples if limit_tokens is None else examples.limited(limit_tokens)
+        examples = write_examples(dense, examples if limit_tokens is None else examples.limited(limit_tokens))
     sites = find_sites(dense.model)
     found = _students(compressed, sites)
     measured: dict[str, Any] = {"quality": {}, "agreement": {}, "latency": [], "sites": []}
@@ -85,7 +86,7 @@ def evaluate(
                 dense.model, compressed.model, sites, find_norms(dense.model, sites), found, _inputs(examples, dense)
             )
         if examples is not None and latency:
-            pool = make_pool(_inputs(examples, dense), _timed_length(dense))
+            pool = make_pool(_inputs(examples, dense), _timed_length(dense), _last_token(dense))
             measured["latency"] = measure_latency(
                 dense.task, dense.model, compressed.model, sites, pool, batches=batches, seconds=seconds
             )
@@ -104,8 +105,14 @@ def checkpoint_data(folder: Path | None, data: str | None, pretrained: Pretraine
     Raises DataError where there is none or it does not fit the model.
     """
     recipe = _recipe(folder)
-    length = recipe.data.sequence_length if recipe else None  # so that numbers agree with those of the conversion
-    return load_examples(data or _recipe_data(folder, recipe), pretrained, sequence_length=length)
+    source = data or _recipe_data(folder, recipe)
+    if recipe is None:
+        return load_examples(source, pretrained)
+    read = recipe.data  # as it is, so that numbers agree with those of the conversion
+    return load_examples(
+        source, pretrained, sequence_length=read.sequence_length, sides=(read.field, read.target_field),
+        fields=read.fields,
+    )  # fmt: skip
 
 
 def _folder(checkpoint: str) -> Path:
@@ -211,6 +218,13 @@ def _students(compressed: Pretrained, sites: Sequence[Site]) -> dict[str, Studen
 
 def _inputs(data: EvalData, dense: Pretrained) -> Iterator[dict[str, Tensor]]:
     return (batch.inputs for batch in data.batches(quality.batch_tokens(dense)))
+
+
+def _last_token(dense: Pretrained) -> int | None:
+    """The token that a classifier with a decoder (BART) reads its answer from."""
+    config: Any = dense.model.config
+    classifies = dense.task == "text-classification" and getattr(config, "is_encoder_decoder", False)
+    return config.eos_token_id if classifies else None
 
 
 def _timed_length(dense: Pretrained) -> int:

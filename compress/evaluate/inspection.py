@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import read_config
-from ..data.inputs import longest_sequence
+from ..data.inputs import longest_sequence, longest_target
 from ..lookup import PackedLookupFFN, budget
 from ..plan import dense_geometry
 from ..sites import Site, example_inputs, find_experts, find_sites
 from .setting import public_name
 from .sizes import int8_bytes, stored_bytes, stored_width
-from .students import Student, ffn_cost, ffn_sizes, storage, students
+from .students import Student, ffn_sizes, storage, students
 
 if TYPE_CHECKING:
     from ..models import Pretrained
@@ -40,8 +40,16 @@ def inspect_model(pretrained: Pretrained) -> dict[str, Any]:
     sites = find_sites(dense)
     found = students(model, sites)
     length = min(SEQUENCE_LENGTH, longest_sequence(pretrained) or SEQUENCE_LENGTH)
-    rest = _other_multiply_adds(model, sites, length)
-    ffn = sum(dense_geometry(site).cost for site in sites)
+    written = min(length, longest_target(pretrained) or length)
+    rest, positions = _other_multiply_adds(model, sites, length, written)
+    # A decoder's sites see fewer tokens than the encoder's: per token means per position of the longer of the two.
+    shares = {site.name: count / max(positions) for site, count in zip(sites, positions, strict=True)}
+    ffn = sum(dense_geometry(site).cost * shares[site.name] for site in sites)
+    ours = sum(
+        (budget.cost(found[site.name].geometry) if site.name in found else dense_geometry(site).cost)
+        * shares[site.name]
+        for site in sites
+    )
     sizes = ffn_sizes(sites, found)
     width = _rest_width(pretrained) if compressed else stored_width(pretrained.folder)
     total: dict[str, Any] = {
@@ -58,7 +66,7 @@ def inspect_model(pretrained: Pretrained) -> dict[str, Any]:
     if found:
         total["compressed"] = {
             "parameters": _parameters(model),
-            **_work(ffn * (ffn_cost(sites, found) or 0.0), rest),
+            **_work(ours, rest),
             "bytes": stored_bytes(model, width, found.values()),
             "ffn_bytes": sizes["compressed_ffn_bytes"],
             "ffn_bytes_per_token": sizes["compressed_bytes_per_token"],
@@ -142,36 +150,44 @@ def _hollow(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _other_multiply_adds(model: nn.Module, sites: Sequence[Site], length: int) -> float | None:
-    """Multiply-adds per token of all but the FFNs: matrix products, convolutions and attention over `length` tokens.
+def _other_multiply_adds(
+    model: nn.Module, sites: Sequence[Site], length: int, written: int
+) -> tuple[float | None, list[int]]:
+    """Multiply-adds per token of all but the FFNs: matrix products, convolutions and attention.
 
-    Counted on meta tensors by torch's FlopCounterMode; None where the model's code does not run on them.
+    At `length` tokens, where a decoder reads some of its own at `written` of those.
+    Counted on meta tensors by torch's FlopCounterMode; None where the model's code does not run on them. Beside it the
+    positions that each site had.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     hollow = _architecture(model)
-    positions: list[int] = []
-    handles = [
-        hollow.get_submodule(site.output).register_forward_hook(
-            lambda module, args, output: positions.append(output.shape[:-1].numel())
-        )
-        for site in sites
-    ]
+    positions = dict.fromkeys((site.name for site in sites), 0)
+
+    def count(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            positions[name] += output.shape[:-1].numel()
+
+        return hook
+
+    handles = [hollow.get_submodule(site.output).register_forward_hook(count(site.name)) for site in sites]
     counter = FlopCounterMode(display=False)
     try:
         with counter:
-            hollow(**_example(hollow, length))
+            hollow(**_example(hollow, length, written))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
-        return None
+        return None, [1] * len(sites)
     finally:
         for handle in handles:
             handle.remove()
-    products = sum(count * dense_geometry(site).parameters for site, count in zip(sites, positions, strict=True))
-    return (counter.get_total_flops() / 2 - products) / max(positions)
+    counts = list(positions.values())
+    products = sum(positions[site.name] * dense_geometry(site).parameters for site in sites)
+    return (counter.get_total_flops() / 2 - products) / max(counts), counts
 
 
-def _example(hollow: nn.Module, length: int) -> Mapping[str, Tensor]:
+def _example(hollow: nn.Module, length: int, written: int) -> Mapping[str, Tensor]:
     inputs = example_inputs(hollow)
-    if "input_ids" in inputs and "decoder_input_ids" not in inputs:
-        inputs["input_ids"] = torch.zeros(1, length, dtype=torch.long, device="meta")
+    for name, size in (("input_ids", length), ("decoder_input_ids", written)):
+        if name in inputs:
+            inputs[name] = torch.zeros(inputs[name].shape[0], size, dtype=torch.long, device="meta")
     return inputs

@@ -16,13 +16,14 @@ from tqdm import tqdm
 from ..dense import ACTIVATIONS
 from ..distill.activations import Tap, observe
 from ..sites import Site, site_weights
+from ..streams import answer_stream, stream_of
 from . import variants
 from .contestants import Contestant, DecodeStep, FFNs, WholeModel
-from .inputs import Pool, TokenPool
+from .inputs import Pool
 from .students import students
 
 if TYPE_CHECKING:
-    from ..models import Task
+    from ..tasks import Task
 
 BATCHES = (1, 16)
 SECONDS = 6.0  # of measuring a row, where the least rounds do not take longer
@@ -81,13 +82,14 @@ def measure_latency(
     task: Task, dense: nn.Module, compressed: nn.Module, sites: Sequence[Site], pool: Pool, *,
     batches: Sequence[int] = BATCHES, threads: int | None = None, seconds: float = SECONDS,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of a report's `latency`: scopes "ffn" and "model" at each batch size, and a decoding step of causal models.
+    """Rows of a report's `latency`: scopes "ffn" and "model" at each batch size, and a decoding step of generation.
 
-    `sites` are those of `dense`. `batch` counts sequences, `tokens` the positions of one pass that reach a site; a
-    decoding step is batch 1 with one token and cached keys and values. All contestants of a row have the same inputs
-    and threads. The whole compressed model runs as it is loaded, all but its students in float32; the dense int8 model
-    has every linear layer in int8. Weights are as warm as the passes before leave them: what fits the last-level cache
-    beside the other contestants is read from there, and only larger models come from memory.
+    `sites` are those of `dense`. `batch` counts sequences, `tokens` the positions of one pass that reach sites, of
+    encoder and decoder together; a decoding step is batch 1 with one token and cached keys and values. All contestants
+    of a row have the same inputs and threads. The whole compressed model runs as it is loaded, all but its students in
+    float32; the dense int8 model has every linear layer in int8. Weights are as warm as the passes before leave them:
+    what fits the last-level cache beside the other contestants is read from there, and only larger models come from
+    memory.
     Raises SiteError where the int8 model would not be one.
     """
     dense, compressed = (_on_cpu(model) for model in (dense, compressed))
@@ -100,16 +102,21 @@ def measure_latency(
             "compressed": compressed,
         }
         stacks = _ffns(dense, compressed, sites)
+        streams = [stream_of(dense, site.output) for site in sites]
         recorded, positions = _record(dense, sites, pool)
-        settings = [(batch, batch * positions, False) for batch in batches]
-        if task == "causal" and isinstance(pool, TokenPool):
-            settings.insert(0, (1, 1, True))
+        settings = [(batch, [batch * count for count in positions], False) for batch in batches]
+        decodes = answer_stream(dense)
+        if task == "causal" or (decodes == "decoder" and "decoder_input_ids" in pool.batch(1, 0)):
+            settings.insert(0, (1, [int(stream == decodes) for stream in streams], True))
         rows: list[dict[str, Any]] = []
         with tqdm(total=2 * len(settings), desc="latency", unit=" rows", disable=None, delay=2) as bar:
-            for batch, tokens, decoding in settings:
-                ffns = {name: FFNs(stack, recorded, tokens, _dtype(name)) for name, stack in stacks.items()}
+            for batch, counts, decoding in settings:
+                tokens = sum(dict(zip(streams, counts, strict=True)).values())
+                ffns = {name: FFNs(stack, recorded, counts, _dtype(name)) for name, stack in stacks.items()}
                 whole = {
-                    name: DecodeStep(model, pool) if decoding else WholeModel(model, pool, batch, _dtype(name))
+                    name: DecodeStep(model, pool, _dtype(name))
+                    if decoding
+                    else WholeModel(model, pool, batch, _dtype(name))
                     for name, model in models.items()
                 }
                 entrants: list[tuple[str, Mapping[str, Contestant]]] = [("ffn", ffns), ("model", whole)]
@@ -134,19 +141,20 @@ def _ffns(dense: nn.Module, compressed: nn.Module, sites: Sequence[Site]) -> dic
 
 
 @torch.no_grad()
-def _record(dense: nn.Module, sites: Sequence[Site], pool: Pool) -> tuple[list[Tensor], int]:
+def _record(dense: nn.Module, sites: Sequence[Site], pool: Pool) -> tuple[list[Tensor], list[int]]:
     """Record each site's inputs [N, d_in] in the dense model, and count the positions a sequence has there."""
     taps = [Tap(site, None) for site in sites]
     parts: list[list[Tensor]] = [[] for _ in sites]
     most = min(_RECORDED_TOKENS, _RECORDED_BYTES // (4 * sum(site.d_in for site in sites)))
-    count, step, positions = 0, 0, 0
+    count, step, positions = 0, 0, [0] * len(sites)
     while count < most:
+        inputs = pool.batch(_RECORDED_AT_ONCE, step)
         with observe(dense, taps) as traces:
-            dense(**pool.batch(_RECORDED_AT_ONCE, step))
+            dense(**inputs)
         for tap, part in zip(taps, parts, strict=True):
-            part.append(traces[tap.site.name].rows(None)[0])
-        positions = parts[0][0].shape[0] // _RECORDED_AT_ONCE
-        count, step = count + parts[0][-1].shape[0], step + 1
+            part.append(traces[tap.site.name].rows(dense, inputs, tap.stream)[0])
+        positions = [part[0].shape[0] // _RECORDED_AT_ONCE for part in parts]
+        count, step = count + max(part[-1].shape[0] for part in parts), step + 1
     return [torch.cat(part) for part in parts], positions
 
 

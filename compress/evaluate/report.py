@@ -26,7 +26,7 @@ class Report:
     compressed minus dense), samples and unit (what was resampled), tokens where the metric counts them.
     agreement: kl, KL(dense || compressed) in nats, and top1, the share of positions with the same most likely class,
     over `positions`; both None for embeddings, which have cosine_distance to the dense model's, and for models with a
-    single output, which have difference, the mean absolute one.
+    single output, which have difference, the mean absolute one; heads of an unknown kind have output_error, relative.
     latency: median seconds of one pass over `tokens` positions.
     size: bytes; bytes_per_token are the FFN weights read for one token, a dense one counting one byte.
     sites: error is the share unexplained behind residual and norm, None for a site that stayed dense.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data import token_mask
 from ..distill.activations import Activations, Tap, observe
 from ..distill.objectives import BehindNorm
 from ..sites import Site
+from ..streams import accepted, stream_of
 
 _TOKENS = 8192
 _BYTES = 1 << 29  # recorded tensors held at once; wide or deep models get fewer tokens
@@ -30,7 +30,7 @@ def site_errors(
     compressed model before it gives, so errors of earlier sites count too. `norms` as `find_norms` gives them.
     """
     names = set(converted)
-    taps = [Tap(site, norms[site.name]) for site in sites if site.name in names]
+    taps = [Tap(site, norms[site.name], stream_of(dense, site.output)) for site in sites if site.name in names]
     found = _errors(dense, compressed, taps, batches) if taps else {}
     return [{"name": site.name, "error": found.get(site.name)} for site in sites]
 
@@ -38,25 +38,31 @@ def site_errors(
 def _errors(
     dense: nn.Module, compressed: nn.Module, taps: Sequence[Tap], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, float]:
-    answers = [Tap(replace(tap.site, output=tap.site.entry), tap.norm) for tap in taps]  # a student is its own output
+    answers = [
+        replace(tap, site=replace(tap.site, output=tap.site.entry)) for tap in taps
+    ]  # students answer themselves
     per_token = 4 * sum(3 * tap.site.d_out for tap in taps)  # bytes
-    limit, seen = max(1, min(_TOKENS, _BYTES // per_token)), 0
+    limit = max(1, min(_TOKENS, _BYTES // per_token))
+    seen = {tap.stream: 0 for tap in taps}
     recorded: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {tap.site.name: [] for tap in taps}
     for batch in tqdm(batches, desc="errors per site", unit=" batches", disable=None, delay=2):
-        mask = token_mask(dict(batch))
-        keep = None if mask is None else mask.reshape(-1)
+        if all(count >= limit for count in seen.values()):
+            break
+        inputs = accepted(dense, batch)
         with observe(dense, taps, stop=True) as wanted:
-            dense(**batch)
+            dense(**inputs)
         with observe(compressed, answers, stop=True) as answered:
-            compressed(**batch)
+            compressed(**inputs)
+        new = dict.fromkeys(seen, 0)
         for tap in taps:
-            goal = wanted[tap.site.name].rows(keep)[2]  # [N, d_out]
-            _, y, behind = answered[tap.site.name].rows(keep)
+            if seen[tap.stream] >= limit:
+                continue
+            goal = wanted[tap.site.name].rows(dense, batch, tap.stream)[2]  # [N, d_out]
+            _, y, behind = answered[tap.site.name].rows(dense, batch, tap.stream)
             residual = behind - y if tap.norm is not None else torch.zeros_like(y)
             recorded[tap.site.name].append((y, residual, goal))
-        seen += recorded[taps[0].site.name][-1][0].shape[0]
-        if seen >= limit:
-            break
+            new[tap.stream] = y.shape[0]
+        seen = {stream: count + new[stream] for stream, count in seen.items()}
     errors = {}
     for tap in taps:
         y, residual, goal = (torch.cat(part)[:limit] for part in zip(*recorded.pop(tap.site.name), strict=True))

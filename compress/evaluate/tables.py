@@ -15,6 +15,7 @@ _AGREEMENT = (
     ("top1", "same top-1", "accuracy"),
     ("cosine_distance", "1 - cosine to dense", ""),
     ("difference", "mean absolute difference", ""),
+    ("output_error", "relative error of the outputs", ""),
 )
 _COMPARED = ("dense", "compressed", "difference", "95 % interval", "measured on")
 _SIZES = (

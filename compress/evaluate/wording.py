@@ -8,7 +8,7 @@ from typing import Any
 
 DENSE_VARIANTS = {"dense_float32": "dense float32", "dense_bfloat16": "dense bfloat16", "dense_int8": "dense int8"}
 _SCOPES = {"ffn": "FFNs alone", "model": "whole model"}
-_SHARES = {"accuracy"}
+_SHARES = {"accuracy", "token_agreement", "span_agreement", "wer"}
 
 
 def number(value: float | None, metric: str = "") -> str:

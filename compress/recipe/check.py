@@ -126,7 +126,9 @@ def _annotation_at(path: KeyPath) -> Any:
     """Find what a key accepts, bounds included; an index leads to the elements of a list."""
     annotation: Any = Recipe
     for part in path:
-        if isinstance(part, str):
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        elif isinstance(part, str):
             field = (_section_in(annotation) or Recipe).model_fields[part]
             annotation = field.annotation
             if field.metadata:
@@ -153,6 +155,8 @@ def expected(annotation: Any) -> str:
     if origin is Literal:
         names = [str(value) for value in arguments]
         return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
+    if origin is dict:
+        return "a section of names"
     if origin is tuple:
         return f"a list, each entry {expected(arguments[0]).split(' with ')[0]}"
     section = _section_in(annotation)

@@ -114,15 +114,15 @@ class Override(LookupSettings):
 class DataSettings(Section):
     """The distillation data. `path`: file, folder or glob; `name`: hub id, `id[:config][@revision]`."""
 
-    source: Annotated[
-        Literal["text", "jsonl", "pairs", "images", "hub"],
-        _not_yet(audio="give text or images", teacher="give text: a file, a folder or a data set of the hub"),
-    ] = "text"
+    source: Literal["text", "jsonl", "pairs", "images", "audio", "hub", "teacher"] = "text"
     path: str | None = None
     name: str | None = None
     split: str = "train"  # of a hub data set
     field: str = "text"  # of a JSON record or a hub data set's row
+    target_field: str = "target"  # what the decoder is to write
+    fields: dict[str, str] = {}  # argument of the model's processor: field of a JSON record
     sequence_length: Annotated[Whole, Ge(4)] = 256
+    seconds: PositiveNumber = 30.0  # of a recording in one piece
     tokens: Positive = 2_000_000
     holdout: Annotated[float, Gt(0), Lt(1)] = 0.02
 
@@ -133,8 +133,12 @@ class DataSettings(Section):
                 raise _refusal("source: hub does not read `path`", "give `name`, or another source")
             if self.name is None:
                 raise _refusal("source: hub needs a data set", "give its id as `name`")
+        elif self.source == "teacher" and (self.path is not None or self.name is not None):
+            raise _refusal("source: teacher reads no data: the dense model writes it", "leave out `path` and `name`")
         elif self.name is not None:
             raise _refusal(f"source: {self.source} does not read `name`", "give `path`, or source: hub")
+        if self.fields and self.source != "jsonl":
+            raise _refusal(f"source: {self.source} does not read `fields`", "leave them out, or give source: jsonl")
         return self
 
 
@@ -211,7 +215,7 @@ class Recipe(Section):
     @property
     def has_data(self) -> bool:
         """Whether the recipe says where its data is."""
-        return self.data.path is not None or self.data.source == "hub"
+        return self.data.path is not None or self.data.source in ("hub", "teacher")
 
     def with_data(self, path: str) -> Recipe:
         """Put other data in: a path, relative to the working directory, or `hub:NAME`. Gives a new recipe."""
@@ -219,7 +223,7 @@ class Recipe(Section):
         if path.startswith(HUB):
             place = {"source": "hub", "path": None, "name": path.removeprefix(HUB)}
         else:
-            source = "text" if self.data.source == "hub" else self.data.source
+            source = "text" if self.data.source in ("hub", "teacher") else self.data.source
             place = {"source": source, "path": str(Path(path).expanduser().absolute()), "name": None}
         copy = self.model_copy(update={"data": self.data.model_copy(update=place)})
         copy._text = self._text
