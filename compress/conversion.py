@@ -94,8 +94,8 @@ def convert(
     check_data(chosen.data)
     options = _use_machine(device, threads, trust_remote_code)
     prepared = _prepare(model, chosen, options)
-    announce(prepared.plan)
     _check_room(out, prepared.plan)
+    announce(prepared.plan)
     if dry_run:
         return None
     job = Job.create(

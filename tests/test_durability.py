@@ -158,7 +158,14 @@ def test_stopped_it_keeps_the_step_and_goes_on_behind_it(
     assert {path.name for path in (out / ".job").iterdir()} == {"journal.json", "journal.copy.json", "lock"}
 
 
-@pytest.mark.parametrize(("calls", "slots"), [(2, {"held0"}), (12, {"train-0-0"}), (60, {"state"})])
+@pytest.mark.parametrize(
+    ("calls", "slots"),
+    [
+        pytest.param(2, {"held0"}, marks=pytest.mark.slow),
+        (12, {"train-0-0"}),
+        pytest.param(60, {"state"}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_site_keeps_recordings_and_training(work: Path, tmp_path: Path, calls: int, slots: set[str]) -> None:
     out = tmp_path / "out"
     with pytest.raises(Stopped):
@@ -234,7 +241,8 @@ FILES = (
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        *((name, flip) for name in FILES),
+        *((name, flip) for name in FILES[::2]),
+        *(pytest.param(name, flip, marks=pytest.mark.slow) for name in FILES[1::2]),
         *(pytest.param(name, damage, marks=pytest.mark.slow) for name in FILES for damage in (truncate, Path.unlink)),
     ],
 )
@@ -378,7 +386,13 @@ def other_format(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "again"),
-    [("finetune.steps=30", ["0"]), ("pack.table_dtype=bfloat16", None), ("eval.data=TEXT", None)],
+    [
+        ("finetune.steps=30", ["0"]),
+        *(
+            pytest.param(override, None, marks=pytest.mark.slow)
+            for override in ("pack.table_dtype=bfloat16", "eval.data=TEXT")
+        ),
+    ],
 )
 def test_later_stages_may_change_and_are_done_again(
     work: Path, stopped: Path, tmp_path: Path, done: list[str], override: str, again: list[str] | None
@@ -472,7 +486,10 @@ def failing(monkeypatch: pytest.MonkeyPatch, calls: range, error: float = math.n
     monkeypatch.setattr(SiteDistiller, "run", marked)
 
 
-@pytest.mark.parametrize("error", [math.nan, math.inf, 1e9])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("error", [math.nan, *(pytest.param(e, marks=SLOW) for e in (math.inf, 1e9))])
 def test_a_site_begins_again_with_smaller_steps(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float
 ) -> None:
@@ -547,7 +564,7 @@ def test_where_all_sites_diverge_it_is_an_error(work: Path, tmp_path: Path, monk
             attempt(work, tmp_path / "out")
 
 
-@pytest.mark.parametrize("last", [41, 10_000])
+@pytest.mark.parametrize("last", [pytest.param(41, marks=SLOW), 10_000])
 def test_the_whole_model_falls_back_to_its_last_good_state(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
