@@ -74,21 +74,24 @@ def project(p: dict[str, Tensor], g: Geometry, x: Tensor, h: Tensor | None) -> T
     return torch.cat(parts, 1)[:, : g.hash_bits] + bias
 
 
-def reference(params: dict[str, Tensor], g: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
-    """float64 y [N, d_out], and how near each token's hash comes to flipping a bit or a nearest plane, [N]."""
+def reference(params: dict[str, Tensor], g: Geometry, x: Tensor) -> tuple[Tensor, Tensor, float]:
+    """float64 y [N, d_out]; how near each token's hash comes to flipping a bit or a nearest plane, [N]; and the largest
+    sum of what y is added up from, signs aside, which rounding is relative to.
+    """
     p, x = {name: tensor.double() for name, tensor in params.items()}, x.double()
     p |= {name: p[name] * p[name + "_scale"][..., None] for name in params if name + "_scale" in params}
     y, clear = p["bias"].expand(len(x), -1), torch.full((len(x),), torch.inf, dtype=torch.float64)
     h = functional.linear(x, p["code.weight"], p["code.bias"]) if g.rank else None
     if h is not None:
         y = y + h @ p["linear.weight"].T
+    size = y.abs()
     if g.neurons:
         hidden = ACTIVATIONS[g.activation](functional.linear(x, p["neurons.gate.weight"], p["neurons.gate.bias"]))
         if g.gated:
             hidden = hidden * functional.linear(x, p["neurons.up.weight"], p["neurons.up.bias"])
-        y = y + hidden @ p["neurons.down.weight"].T
+        y, size = y + hidden @ p["neurons.down.weight"].T, size + hidden.abs() @ p["neurons.down.weight"].abs().T
     if not g.tables:
-        return y, clear
+        return y, clear, size.max().item() if len(x) else 1.0
     tables = p["tables"] * p["scales"][:, None, None] if "scales" in p else p["tables"]
     z = project(p, g, x, h).view(-1, g.tables, g.bits)
     magnitude = z.abs()
@@ -105,8 +108,9 @@ def reference(params: dict[str, Tensor], g: Geometry, x: Tensor) -> tuple[Tensor
             clear = torch.minimum(clear, (least[..., 1] - least[..., 0]).amin(1) / magnitude.amax((1, 2)))
     for code, weight in cells:
         for i in range(g.tables):
-            y = y + weight[:, i, None] * tables[i][code[:, i]]
-    return y, clear
+            rows = weight[:, i, None] * tables[i][code[:, i]]
+            y, size = y + rows, size + rows.abs()
+    return y, clear, size.max().item() if len(x) else 1.0
 
 
 # ---- packed parameters of any geometry ----
@@ -143,9 +147,8 @@ def run(params: dict[str, Tensor], g: Geometry, x: Tensor) -> Tensor:
 
 
 def assert_agrees(params: dict[str, Tensor], g: Geometry, x: Tensor) -> None:
-    expected, clear = reference(params, g, x)
+    expected, clear, scale = reference(params, g, x)
     relative = 1e-4 if any(tensor.dtype == torch.int8 for tensor in params.values()) else 1e-5
-    scale = expected.abs().max().item() if len(x) else 1.0
     for level in LEVELS:
         with using_level(level):
             actual = run(params, g, x)
@@ -233,7 +236,7 @@ def test_first_of_equal_margins_is_the_second_cell():
     params = make_params(g, torch.float32, torch.float32, 0)
     params["hash.projection.weight"], params["hash.projection.bias"] = torch.eye(4), torch.zeros(4)
     x = torch.tensor([[2.0, -0.5, 0.5, 1.0]])
-    expected, _ = reference(params, g, x)  # torch.min gives the first of equals too
+    expected, _, _ = reference(params, g, x)  # torch.min gives the first of equals too
     for level in LEVELS:
         with using_level(level):
             torch.testing.assert_close(run(params, g, x).double(), expected, rtol=1e-6, atol=1e-6)
@@ -273,7 +276,7 @@ def test_one_table_may_outweigh_the_others(level):
     params["hash.projection.bias"][4 * 17 : 4 * 18] = 1000.0  # the score of table 17
     params["scales"][20:] = 0.0
     x = torch.randn(9, 8)
-    expected, clear = reference(params, g, x)
+    expected, clear, _ = reference(params, g, x)
     with using_level(level):
         actual = run(params, g, x)[clear > 1e-7].double()
     torch.testing.assert_close(actual, expected[clear > 1e-7], rtol=0, atol=1e-4 * expected.abs().max().item())
