@@ -68,4 +68,4 @@ def _show(described: dict[str, Any]) -> None:
         if site["obstacle"]:
             out.print(f"{site['name']} cannot be converted: {site['obstacle']}")
     if described["experts"]:
-        out.print(f"{listed(described['experts'])} hold a mixture of experts and cannot be converted")
+        out.print(f"mixture of experts, cannot be converted: {listed(described['experts'])}")

@@ -178,7 +178,7 @@ def make_plan(
         entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype))
     notes = [corpus.description]
     if experts:
-        notes.append(f"{listed(experts)} hold a mixture of experts and stay as they are")
+        notes.append(f"mixture of experts, stays as it is: {listed(experts)}")
     if recipe.fit.tokens > corpus.train.tokens:
         notes.append(f"fit.tokens = {recipe.fit.tokens:,} is clamped to the {corpus.train.tokens:,} there are")
     if bounded:

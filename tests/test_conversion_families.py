@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from compress import convert
 from compress.checkpoint import load, verify_files, verify_outputs
+from compress.errors import ModelError
 from compress.lookup import PackedLookupFFN
 from compress.sites import base_model, base_model_path, example_inputs
 
@@ -118,6 +119,23 @@ def test_a_family_converts_and_loads_under_two_heads(name: str, work: Path, tmp_
     expected = first_output(common(model), batch)
     assert torch.equal(first_output(common(other), batch), expected)
     assert not torch.allclose(first_output(common(family.make()), batch), expected)
+
+
+def test_dense_layers_of_a_mixture_of_experts_convert_where_only_they_are_included(work: Path, tmp_path: Path) -> None:
+    make, dense, experts = families.MIXED["qwen2_moe"]
+    source, out, data = tmp_path / "dense", tmp_path / "out", str(work / "text.txt")
+    make().save_pretrained(source)
+    pico_tokenizer.llama_like().save_pretrained(source)
+    with pytest.raises(ModelError, match=rf"mixture of experts in {experts[0]}:") as caught:
+        convert(str(source), work / "recipe.yaml", out, data=data, threads=1)
+    include = (caught.value.remedy or "").partition("sites.include: ")[2]
+    report = convert(
+        str(source), work / "recipe.yaml", out, data=data, overrides=[f"sites.include={include}"], threads=1
+    )
+    assert [site["name"] for site in report.to_dict()["sites"]] == dense
+    again = reload(out, CAUSAL)
+    assert students(again) == 1
+    assert verify_outputs(out, again) == []
 
 
 def common(model: PreTrainedModel) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def write_page(
     import torch
     import transformers
 
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    processor = sum(use.ru_utime + use.ru_stime for use in usage)
     found = [outcomes[architecture.name] for architecture in chosen]
     experts = sum(outcome.experts for outcome in found)
     whole = [architecture for architecture in chosen if outcomes[architecture.name].whole]
@@ -33,7 +36,8 @@ def write_page(
         "and saved as a checkpoint. *Reloaded equal*: another process loads the folder through the Auto class and gets "
         "the same output to the bit.",
         "",
-        f"transformers {transformers.__version__}, torch {torch.__version__}, {workers} processes, {seconds:.0f} s.",
+        f"transformers {transformers.__version__}, torch {torch.__version__}; {workers} processes at a time, "
+        f"{seconds:.0f} s, of which they computed {processor / workers:.0f} s each (other work may share the machine).",
         "",
         f"**{len(whole)} of {len(chosen)} architectures** pass everything "
         f"({len({architecture.model_type for architecture in whole})} model types). Of the others, {experts} are "
