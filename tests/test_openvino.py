@@ -25,7 +25,7 @@ if not shutil.which("g++") or not kernels.available():
     pytest.skip("no C++ compiler, or no native kernel", allow_module_level=True)
 
 from compress.openvino import export, extension, library  # noqa: E402
-from compress.openvino.export import MODEL_FILE  # noqa: E402
+from compress.openvino.exporting import MODEL_FILE  # noqa: E402
 from compress.openvino.graph import Compiled  # noqa: E402
 
 FAMILIES = ("bert", "bert_masked", "gpt2", "llama", "vit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import shlex
@@ -123,6 +124,10 @@ def test_the_first_commands_are_demo_and_test() -> None:
 @pytest.mark.parametrize("block", [body for _, body in blocks("python")])
 def test_functions_take_what_they_are_given(block: str) -> None:
     tree = ast.parse(block)
+    for statement in ast.walk(tree):
+        for alias in statement.names if isinstance(statement, ast.Import) else ():
+            if alias.name.startswith("compress."):
+                importlib.import_module(alias.name)
     named = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_compress(node.value)]
     assert all(hasattr(compress, node.attr) for node in named)
     for call in ast.walk(tree):
