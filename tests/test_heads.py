@@ -29,8 +29,10 @@ from compress.data.encode import whole_texts
 from compress.data.paired import paired
 from compress.data.records import make_records
 from compress.distill.activations import Tap
+from compress.distill.job import Job
 from compress.distill.layerwise import SiteDistiller
 from compress.distill.objectives import check_outputs, output_error
+from compress.distill.progress import Progress
 from compress.errors import DataError, ModelError, SiteError
 from compress.evaluate import evaluation
 from compress.models import load_pretrained
@@ -288,6 +290,9 @@ def test_streams_share_the_steps_by_their_tokens(tmp_path: Path) -> None:
     counts = {}
     for site, stream in ((find_sites(model)[0], "main"), (find_sites(model)[-1], "decoder")):
         settings = DistillSettings(steps=4, batch_tokens=128)
-        distiller = SiteDistiller(model, model, Tap(site, None, stream), corpus, settings, FitSettings(tokens=200), 0)
+        job = Job.create(tmp_path / stream, {"options": {}})
+        distiller = SiteDistiller(
+            model, model, Tap(site, None, stream), corpus, settings, FitSettings(tokens=200), 0, Progress(job, "x")
+        )
         counts[stream] = len(distiller._collect(range(distiller._steps(200))))
     assert all(90 < count < 320 for count in counts.values())
