@@ -3,6 +3,8 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 PIP_ARGS ?=
+# Processes that share the tests; most of a test's time is one thread's.
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,7 +45,7 @@ demo: install
 # Other programs that load checkpoints take part where they are installed:
 #   $(BIN)/pip install sentence-transformers ".[eval]"
 test: install
-	COMPRESS_REQUIRE_KERNEL=1 $(BIN)/python -m pytest
+	COMPRESS_REQUIRE_KERNEL=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # Other engines take part where they are installed: $(BIN)/pip install ".[bench]"
 bench: install

@@ -64,10 +64,8 @@ def evaluate(
     from compress.evaluate import evaluate as measure
 
     if against_baselines:
-        _refuse_beside_baselines(
-            against, data, task, task_limit, limit, json_file, None if latency else False, trust_remote_code or None
-        )
-        _compare(checkpoint, output, budgets, threads)
+        _refuse_beside_baselines(against, data, task, task_limit, limit, json_file, None if latency else False)
+        _compare(checkpoint, output, budgets, threads, trust_remote_code)
         return
     if budgets is not None or output is not None:
         raise CompressError(
@@ -92,18 +90,20 @@ def _refuse_beside_baselines(*given: object) -> None:
         raise CompressError(
             "baselines are converted and measured as the checkpoint was, which leaves other options no meaning",
             where="--against-baselines",
-            remedy="give only --budgets, --output and --threads with it; the folder gets a comparison.json",
+            remedy="give only --budgets, --output, --threads or --trust-remote-code with it; see comparison.json in the folder",
         )
 
 
-def _compare(checkpoint: str, output: Path | None, budgets: str | None, threads: int | None) -> None:
+def _compare(
+    checkpoint: str, output: Path | None, budgets: str | None, threads: int | None, trust_remote_code: bool
+) -> None:
     from compress.comparison import against_baselines
     from compress.evaluate.tables import comparison
 
     folder = Path(checkpoint)
     out = output if output is not None else folder.resolve().with_name(f"{folder.resolve().name}-baselines")
     found = against_baselines(
-        folder, out, _numbers(budgets), threads=threads,
+        folder, out, _numbers(budgets), threads=threads, trust_remote_code=trust_remote_code,
         announce=lambda name, budget: typer.echo(f"{name}, cost {budget:.3f}", err=True),
     )  # fmt: skip
     console().print(comparison([(candidate.name, candidate.report) for candidate in found]))

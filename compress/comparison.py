@@ -33,7 +33,7 @@ class Candidate:
 
 def against_baselines(
     checkpoint: str | Path, out: str | Path, budgets: Sequence[float] = (), *, threads: int | None = None,
-    announce: Callable[[str, float], None] = lambda name, budget: None,
+    trust_remote_code: bool = False, announce: Callable[[str, float], None] = lambda name, budget: None,
 ) -> list[Candidate]:  # fmt: skip
     """Convert the checkpoint's dense model again by its own recipe, without tables, each site at the cost that it has.
 
@@ -45,8 +45,9 @@ def against_baselines(
     another recipe, model or data.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    journal = _journal(checkpoint)
-    found = []
+    job = _job(checkpoint)
+    job.check_trusted(trust_remote_code)
+    journal, found = job.journal, []
     if not budgets:
         own = _report(checkpoint)
         found.append(Candidate(LOOKUP, own.cost or 0.0, own))
@@ -63,20 +64,20 @@ def against_baselines(
     return found
 
 
-def _journal(checkpoint: Path) -> dict[str, Any]:
-    """The journal of the checkpoint's finished job, which knows the model and the data that it was made from."""
+def _job(checkpoint: Path) -> Job:
+    """The checkpoint's finished job, which knows the model and the data that it was made from."""
     if not (checkpoint / FOLDER / "journal.json").is_file():
         raise CheckpointError(
             "the folder does not know the data that it was distilled on, so nothing can be compared on equal terms",
             where=str(checkpoint), remedy="give the folder in which `compress convert` made the checkpoint",
         )  # fmt: skip
-    journal = Job.open(checkpoint).journal
-    if journal["state"] != "finished":
+    job = Job.open(checkpoint)
+    if job.journal["state"] != "finished":
         raise CheckpointError(
             "the conversion in this folder is not finished", where=str(checkpoint),
             remedy=f"go on with it: compress resume {checkpoint}",
         )  # fmt: skip
-    return journal
+    return job
 
 
 def _report(folder: Path) -> Report:
@@ -108,7 +109,7 @@ def _run(journal: dict[str, Any], recipe: Recipe, folder: Path, threads: int | N
                 "the folder holds a run of another recipe, model or data", where=str(folder),
                 remedy="choose another folder with -o, or remove this one",
             )  # fmt: skip
-        report = resume(folder, threads=threads)
+        report = resume(folder, threads=threads, trust_remote_code=journal["options"]["trust_remote_code"])
     else:
         options = journal["options"]
         report = convert(

@@ -138,11 +138,7 @@ def resume(
             return None
         job.stop = stop
         recorded = job.journal["options"]
-        if recorded["trust_remote_code"] and not trust_remote_code:  # a journal may come from a stranger, too
-            raise JobError(
-                "the model's own code has to run, and is not trusted", where=str(out),
-                remedy="read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True) again",
-            )  # fmt: skip
+        job.check_trusted(trust_remote_code)
         options = _use_machine(
             device or recorded["device"], threads or recorded["threads"], recorded["trust_remote_code"]
         )

@@ -1,6 +1,7 @@
 """A checkpoint beside the same budget spent on neurons alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from compress.comparison import LOOKUP, Candidate, _recipe, against_baselines, draw
 from compress.conversion import convert
+from compress.distill.job import Job
 from compress.errors import CheckpointError, JobError
 from compress.evaluate.report import Report
 from compress.recipe import match_sites
@@ -54,10 +56,21 @@ def test_baselines_have_no_table_and_the_same_cost(checkpoint: Path) -> None:
     found = against_baselines(checkpoint, out)  # all of it is done
     assert written == {file: file.stat().st_mtime_ns for file in out.rglob("model.safetensors")}
     assert [c.report.to_dict() for c in found] == [row["report"] for row in rows]
-    journal = folders[0] / ".job" / "journal.json"
-    journal.write_text(journal.read_text().replace('"tables": 0', '"tables": 1'))
+    job = Job.open(folders[0])
+    job.journal["recipe"]["values"]["lookup"]["tables"] = 1
+    job.write()
     with pytest.raises(JobError, match="another recipe"):
         against_baselines(checkpoint, out)
+
+
+def test_code_of_the_model_is_trusted_again(checkpoint: Path) -> None:
+    folder = checkpoint.with_name("stranger")
+    shutil.copytree(checkpoint, folder)
+    job = Job.open(folder)
+    job.journal["options"]["trust_remote_code"] = True
+    job.write()
+    with pytest.raises(JobError, match="is not trusted"):
+        against_baselines(folder, checkpoint.with_name("baselines"))
 
 
 def test_every_site_costs_what_it_did(checkpoint: Path) -> None:

@@ -129,6 +129,14 @@ class Job:
                 remedy=f"go on with it: compress resume {shlex.quote(str(out))}",
             )  # fmt: skip
 
+    def check_trusted(self, trust_remote_code: bool) -> None:
+        """Raise JobError where the model's own code has to run and is not trusted: a journal may be a stranger's."""
+        if self.journal["options"]["trust_remote_code"] and not trust_remote_code:
+            raise JobError(
+                "the model's own code has to run, and is not trusted", where=str(self.out),
+                remedy="read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True) again",
+            )  # fmt: skip
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the job alone; JobError where another process works on it. A process that ends, however, lets go."""
