@@ -90,7 +90,7 @@ def _refuse_beside_baselines(*given: object) -> None:
         raise CompressError(
             "baselines are converted and measured as the checkpoint was, which leaves other options no meaning",
             where="--against-baselines",
-            remedy="give only --budgets, --output, --threads or --trust-remote-code with it; see comparison.json in the folder",
+            remedy="give only --budgets, --output, --threads, --trust-remote-code with it; the folder gets a comparison.json",
         )
 
 
