@@ -90,7 +90,8 @@ def _refuse_beside_baselines(*given: object) -> None:
         raise CompressError(
             "baselines are converted and measured as the checkpoint was, which leaves other options no meaning",
             where="--against-baselines",
-            remedy="give only --budgets, --output, --threads, --trust-remote-code with it; the folder gets a comparison.json",
+            remedy="give only --budgets, --output, --threads and --trust-remote-code with it; the numbers go to "
+            "comparison.json in the folder",
         )
 
 
