@@ -15,6 +15,7 @@ _OTHER_FORMATS = [
     *("*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "coreml/*", "*.mlmodel", "*.tflite"),
     *("*.h5", "*.msgpack", "*.ot", "*.gguf", "*.pt", "*.pth", "original/*", "consolidated.*"),
 ]
+_WHOLE = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -78,8 +79,10 @@ def _snapshot(name: str, revision: str | None) -> tuple[Path, str]:
 
 
 def _check_shards(source: str, folder: Path, fetch: str) -> None:
-    """Raise ModelError where an index names weight files that are not there, or not in this folder."""
-    for index in (folder / name for name in _INDEXES):
+    """Raise ModelError where the index that is read names weight files that are not there, or not in this folder."""
+    for whole, index in ((folder / whole, folder / name) for whole, name in zip(_WHOLE, _INDEXES, strict=True)):
+        if whole.is_file():  # read instead of the index, and before any other format
+            return
         if not index.is_file():
             continue
         try:
@@ -98,6 +101,7 @@ def _check_shards(source: str, folder: Path, fetch: str) -> None:
                 + f", which {index.name} names",
                 where=str(folder), remedy=fetch,
             )  # fmt: skip
+        return
 
 
 def _files(name: str, revision: str | None) -> list[str]:

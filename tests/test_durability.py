@@ -139,7 +139,7 @@ def trial(name: str, folder: Path, *arguments: object) -> dict[str, Any]:
 # Kills
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(100, marks=pytest.mark.long)])
 def test_killed_at_random_moments_it_gives_the_same_bytes(tmp_path: Path, count: int) -> None:
     found = trial("kills", tmp_path, count, count)
     assert found["kills"] == count
@@ -201,12 +201,12 @@ def test_a_limit_on_files_is_told_and_the_job_goes_on(tmp_path: Path) -> None:
         assert "resume" in message or "journal" in file
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("step", "most", "seconds", "written"),
     [
         (8192, 400_000, 20, ("journal", f"distill-{FIRST}", f"distill-{SECOND}", "finetune", "checkpoint")),
-        (131_072, 4_000_000, 0, ("held0", "train-0-0", "state.1")),
+        (131_072, 4_000_000, 0, ("held", "train-0-", "state.1")),
     ],
 )
 def test_a_disk_that_is_full_at_any_write(
@@ -595,8 +595,12 @@ def test_the_whole_model_falls_back_to_its_last_good_state(
     ("name", "overrides"),
     [
         ("pico", ()),
-        ("embedded", ("finetune.steps=12",)),
-        ("embedded", ("fit.tokens=8000", "distill.steps=8", "finetune.steps=24", "lookup.budget=0.5")),
+        pytest.param("embedded", ("finetune.steps=12",), marks=pytest.mark.long),
+        pytest.param(
+            "embedded",
+            ("fit.tokens=8000", "distill.steps=8", "finetune.steps=24", "lookup.budget=0.5"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_conversion_stays_within_what_it_says_it_needs(
@@ -609,7 +613,7 @@ def test_a_conversion_stays_within_what_it_says_it_needs(
         from compress.recipes.embedded.corpus import write_split
 
         text, _ = write_split(tmp_path)
-        model = Path(compress.recipes.embedded.corpus.__file__).parent / "model"
+        model = Path(compress.recipes.embedded.corpus.__file__).resolve().parent / "model"
         arguments = [str(model), "demo", "--data", str(text), "--set", "data.tokens=400000"]
     for override in overrides:
         arguments += ["--set", override]

@@ -423,13 +423,14 @@ def test_no_file_in_the_working_folder_runs(folder: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     environment["COMPRESS_ISA"] = "../here/_kernels.py"  # a name among those that are built in, or an error
     done = subprocess.run([script, "verify", folder], cwd=here, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
+    assert done.returncode == 1  # `verify` loads in another process, which cannot
     assert "is not to be had here" in done.stderr
     assert not (tmp_path / "trace").exists()
 
 
 def test_a_manifest_names_files_of_its_folder(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
+    text = (folder / "manifest.json").read_text()
+    manifest = json.loads(text)
     entry = manifest["files"]["LICENSE"]
     for files in ({"../dense/LICENSE": entry}, {"/etc/passwd": entry}, {"LICENSE": 5}, {"LICENSE": {}}, {"": entry},
                   {"LICENSE": {"bytes": "x", "sha256": []}}, [], {}, 5, {"a\0b": entry}, {"x" * 5000: entry},
@@ -440,7 +441,7 @@ def test_a_manifest_names_files_of_its_folder(folder: Path) -> None:
     assert "damaged" in verify_files(folder)[0].what
     (folder / "LICENSE").unlink()
     (folder / "LICENSE").symlink_to("/etc/passwd")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(text)
     assert [problem.what for problem in verify_files(folder)] == ["lies outside the folder"]
 
 

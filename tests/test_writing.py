@@ -12,10 +12,9 @@ from compress.cli import app
 from pico_tokenizer import save_pico
 from typer.testing import CliRunner
 
-import compress.conversion as conversion
 from compress.conversion import convert, resume
 from compress.data import load_corpus
-from compress.distill import writing
+from compress.distill import clock, writing
 from compress.distill.job import Job
 from compress.distill.writing import greedy, pack_state, unpack_state, write, write_corpus
 from compress.errors import DataError
@@ -55,7 +54,8 @@ def test_a_job_stopped_while_writing_goes_on_with_what_it_has(
 ) -> None:
     monkeypatch.setattr(evaluation, "measure_latency", lambda *arguments, **options: [])
     monkeypatch.setattr(writing, "BATCH_TOKENS", batch_tokens)
-    monkeypatch.setattr(conversion, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(clock, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(clock, "MOST_SAVING", 1e9)
     data = str(work / "recordings") if family == "whisper" else None
     made: list[int] = []
     name = "greedy" if family == "whisper" else "sample"

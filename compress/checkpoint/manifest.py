@@ -16,6 +16,7 @@ from .side_files import is_model_file
 
 MANIFEST_FILE = "manifest.json"
 VERSION = 2  # 1 had no checksum of its own
+_LONGEST_NAME = 255  # bytes that a file system's names may have
 
 Files = dict[str, dict[str, Any]]  # name -> bytes, sha256
 
@@ -94,7 +95,8 @@ def _checked(manifest: Any, text: str) -> Files:
         unseal(text, sort_keys=True)
     for name, entry in files.items():
         parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or any(part.startswith(".") for part in parts):
+        strange = any(part.startswith(".") or len(part.encode()) > _LONGEST_NAME for part in parts)
+        if not parts or name.startswith("/") or strange:
             raise ValueError(f"{name!r} is no file of a checkpoint")
         if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
             raise ValueError(f"the entry of {name} is no size and SHA-256")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .corpus import write_split
 
-MODEL = Path(__file__).parent / "model"
+MODEL = Path(__file__).resolve().parent / "model"  # an editable install is made of links
 
 
 def main() -> None:
