@@ -253,6 +253,8 @@ def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) 
     if x.dtype != torch.float32 or not x.dim():
         raise _refuse("x", f"is {x.dtype} with {x.dim()} axes", "pass float32 [..., d_in]")
     fitting = len(prepared) == 2 and len(geometry) == kernel_layout.SETTINGS and 1 <= geometry[1] <= MAX_WIDTH
+    # The bias alone takes so many bytes; what does not fit must not allocate an answer.
+    fitting = fitting and 4 * geometry[1] <= prepared[0].nbytes
     if not fitting or any(buffer.device.type != "cpu" or not buffer.is_contiguous() for buffer in prepared):
         raise _refuse("prepared", "is not what `prepare` returned", "pass both its results unchanged")
     x = x.contiguous()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from kernel_levels import LEVELS
 from torch import Tensor
@@ -111,6 +111,7 @@ SIZES = st.integers(-2, 40) | st.sampled_from([2**24, 2**24 + 1, 2**31, 2**62, -
     geometry=st.lists(SIZES, min_size=11, max_size=14), weights=st.integers(0, 2000), tables=st.integers(0, 2000),
     x=st.lists(st.integers(0, 40), max_size=3),
 )  # fmt: skip
+@example(geometry=[0, 2**24, *[0] * 11], weights=0, tables=0, x=[18, 21, 0])  # an answer of 25 GB
 def test_the_kernel_s_op_takes_only_what_fits(geometry: list[int], weights: int, tables: int, x: list[int]) -> None:
     buffers = [torch.zeros(size, dtype=torch.uint8) for size in (weights, tables)]
     try:
