@@ -16,6 +16,7 @@ from .show import console
 
 
 def bench(
+    context: typer.Context,
     checkpoint: Annotated[
         str | None, typer.Argument(help="Folder or hub id of a compressed model; without one, layers are random.")
     ] = None,
@@ -62,6 +63,7 @@ def bench(
     Weights and rows come from memory: caches are swept before every pass. ONNX Runtime, OpenVINO and torchao take part
     where they are installed. With --whole, models run as in a process that runs nothing else.
     """
+    _refuse_ignored(context, checkpoint, whole)
     if whole:
         _whole(checkpoint, against, shape, json_file, seconds, threads, trust_remote_code)
         return
@@ -94,6 +96,28 @@ def bench(
     if report is not None:
         for path in draw(result, report):
             typer.echo(f"written to {path}", err=True)
+
+
+_OF_ALL = {"checkpoint", "json_file", "seconds", "threads", "trust_remote_code"}
+_OF_WHOLE = {*_OF_ALL, "whole", "shape", "against"}
+_OF_CHECKPOINT = {*_OF_ALL, "against", "batch", "only", "report"}
+_NOT_OF_SIZES = {"whole", "shape", "against"}
+
+
+def _refuse_ignored(context: typer.Context, checkpoint: str | None, whole: bool) -> None:
+    """Raise CompressError for an option that means nothing beside the others that are given."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        used = name in _OF_WHOLE if whole else name in _OF_CHECKPOINT if checkpoint else name not in _NOT_OF_SIZES
+        if not used:
+            kind = "with --whole" if whole else "of a checkpoint's FFNs" if checkpoint else "of random layers"
+            raise CompressError(
+                f"{parameter.opts[0]} means nothing in a measurement {kind}", where=parameter.opts[0],
+                remedy="leave it out; compress bench --help",
+            )  # fmt: skip
 
 
 def _whole(

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +16,29 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from .checkpoint import (
-    FORMAT_VERSION,
     Placement,
-    check_side_files,
     round_rest,
     save_checkpoint,
     write_report,
 )
-from .data import Corpus, EvalData, check_data, load_corpus, load_examples
-from .distill.activations import Tap, check_reached
-from .distill.job import JOURNAL_VERSION, STAGES, Job
-from .distill.objectives import check_outputs
+from .data import EvalData, check_data
+from .distill.job import STAGES, Job
 from .distill.progress import Progress, save_tensors
 from .distill.stages import Stages
 from .distill.writing import State, is_unwritten, pack_state, unpack_state, write_corpus
-from .durable import hash_file, room_for, size_text
+from .durable import room_for, size_text
 from .errors import DiskFullError, JobError, RecipeError
 from .evaluate import Report, evaluate
-from .evaluate.tasks import load_tasks
 from .lookup import LookupFFN, pack
 from .models import Pretrained, load_pretrained
-from .needs import estimate
-from .plan import Plan, choose_sites, make_plan
+from .plan import Plan
+from .preparation import Prepared, prepare
 from .recipe import Recipe, load_recipe, restore_recipe
-from .sites import find_experts, find_norms, find_sites, swap
-from .streams import accepted, stream_of
+from .sites import swap
+from .streams import accepted
 
 Announce = Callable[[Plan], None]
 Stop = Callable[[], bool]
-_WEIGHTS = ("*.safetensors", "*.bin", "config.json")
-_PROCESSOR = (
-    *("tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "*.model", "*.bpe"),
-    *("preprocessor_config.json", "processor_config.json", "chat_template*"),
-)
-
-
-@dataclass
-class _Prepared:
-    """Everything a conversion works with, loaded and checked."""
-
-    recipe: Recipe
-    pretrained: Pretrained
-    corpus: Corpus
-    examples: EvalData
-    plan: Plan
-    taps: list[Tap]  # of the sites that are converted
-    fingerprints: dict[str, Any]
 
 
 def convert(
@@ -93,7 +70,7 @@ def convert(
         Job.check_free(out)
     check_data(chosen.data)
     options = _use_machine(device, threads, trust_remote_code)
-    prepared = _prepare(model, chosen, options)
+    prepared = prepare(model, chosen, options)
     _check_room(out, prepared.plan)
     announce(prepared.plan)
     if dry_run:
@@ -144,7 +121,7 @@ def resume(
         )
         stored = job.journal["recipe"]
         recipe = restore_recipe(stored["values"], stored["text"], stored["name"], overrides)
-        prepared = _prepare(job.journal["source"], recipe, options)
+        prepared = prepare(job.journal["source"], recipe, options)
         _check_unchanged(job, prepared.fingerprints, changes=bool(overrides))
         announce(prepared.plan)
         for problem in job.verify():
@@ -191,60 +168,7 @@ def _use_machine(device: str | None, threads: int | None, trust_remote_code: boo
     return {"device": device, "threads": torch.get_num_threads(), "trust_remote_code": trust_remote_code}
 
 
-def _prepare(source: str, recipe: Recipe, options: dict[str, Any]) -> _Prepared:
-    pretrained = load_pretrained(
-        source, trust_remote_code=options["trust_remote_code"], device=options["device"]
-    )  # fmt: skip
-    sites, experts = find_sites(pretrained.model), find_experts(pretrained.model)
-    choose_sites(sites, recipe, experts)  # before the data is read, which may take long
-    check_side_files(pretrained.folder)
-    corpus = load_corpus(recipe.data, pretrained, recipe.seed)
-    sample = next(iter(corpus.holdout.batches(1)))
-    check_outputs(pretrained, sample)
-    streams = {site.name: stream_of(pretrained.model, site.output) for site in sites}
-    plan = make_plan(sites, recipe, corpus, streams, experts)
-    plan = replace(plan, needs=estimate(plan, recipe, corpus, pretrained))
-    if recipe.eval.data is None:
-        examples = EvalData.held_out(corpus.holdout, pretrained.task, corpus.description)
-    else:
-        sides = (recipe.data.field, recipe.data.target_field)
-        examples = load_examples(
-            recipe.eval.data, pretrained, sequence_length=recipe.data.sequence_length, sides=sides,
-            fields=recipe.data.fields,
-        )  # fmt: skip
-    norms = find_norms(pretrained.model, sites)
-    if recipe.eval.tasks:
-        load_tasks(recipe.eval.tasks, pretrained)  # now, so that hours are not spent before a mistake is found
-    taps = [Tap(entry.site, norms[entry.site.name], streams[entry.site.name]) for entry in plan.converted]
-    if not is_unwritten(corpus):
-        check_reached(pretrained.model, taps, sample)
-    fingerprints = {
-        "library format": {"job": JOURNAL_VERSION, "checkpoint": FORMAT_VERSION},
-        "model": _hashes(pretrained.folder, _WEIGHTS),
-        "tokenizer": _hashes(pretrained.folder, _PROCESSOR),
-        "data": corpus.fingerprint,
-        "evaluation data": examples.fingerprint,
-        **_stage_fingerprints(recipe),
-    }
-    return _Prepared(recipe, pretrained, corpus, examples, plan, taps, fingerprints)
-
-
-def _hashes(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of a folder's files that match."""
-    return {path.name: hash_file(path) for pattern in patterns for path in sorted(folder.glob(pattern))}
-
-
-def _stage_fingerprints(recipe: Recipe) -> dict[str, str]:
-    """What each stage of the recipe depends on: a stage that has not begun may still be changed."""
-    return {
-        "distill": recipe.fingerprint("version", "sites", "lookup", "overrides", "fit", "distill", "seed"),
-        "finetune": recipe.fingerprint("finetune"),
-        "pack": recipe.fingerprint("pack"),
-        "evaluate": recipe.fingerprint("eval"),
-    }
-
-
-def _run(job: Job, prepared: _Prepared) -> Report:
+def _run(job: Job, prepared: Prepared) -> Report:
     started = time.monotonic()
     try:
         prepared = _written(job, prepared)
@@ -263,7 +187,7 @@ def _run(job: Job, prepared: _Prepared) -> Report:
     return report
 
 
-def _converted(job: Job, prepared: _Prepared) -> Pretrained:
+def _converted(job: Job, prepared: Prepared) -> Pretrained:
     """The converted model, packed and on disk: made by what is left of the stages, or read back where all is done."""
     if job.unit("pack") is not None:
         return load_pretrained(str(job.out), trust_remote_code=job.journal["options"]["trust_remote_code"])
@@ -277,7 +201,7 @@ def _converted(job: Job, prepared: _Prepared) -> Pretrained:
     return converted
 
 
-def _written(job: Job, prepared: _Prepared) -> _Prepared:
+def _written(job: Job, prepared: Prepared) -> Prepared:
     """Let the dense model write what is distilled on, where the data does not say; once for the job."""
     corpus, file = prepared.corpus, job.unit_file("write", ".safetensors")
     if not is_unwritten(corpus):
@@ -298,7 +222,7 @@ def _written(job: Job, prepared: _Prepared) -> _Prepared:
     return replace(prepared, corpus=corpus, examples=examples if held_out else prepared.examples)
 
 
-def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
+def _pack(job: Job, prepared: Prepared, converted: Pretrained) -> None:
     """Round all weights to their storage dtypes; write the checkpoint beside the journal, then move it into place."""
     placements = []
     for entry, tap in zip(prepared.plan.converted, prepared.taps, strict=True):
@@ -326,7 +250,7 @@ def _pack(job: Job, prepared: _Prepared, converted: Pretrained) -> None:
     job.finish_unit("pack", {})
 
 
-def _evaluate(job: Job, prepared: _Prepared, converted: Pretrained) -> Report:
+def _evaluate(job: Job, prepared: Prepared, converted: Pretrained) -> Report:
     compressed = replace(converted, source=str(job.out), folder=job.out)
     report = evaluate((prepared.pretrained, compressed), data=prepared.examples, tasks=prepared.recipe.eval.tasks)
     return replace(report, notes=_notes(job))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from .errors import ModelError
+from .quiet import hub_bars_watched
 from .untrusted import read_json
 
 _OTHER_FORMATS = [
@@ -60,7 +59,7 @@ def _snapshot(name: str, revision: str | None) -> tuple[Path, str]:
     import huggingface_hub
 
     ignored = list(_OTHER_FORMATS)
-    with quiet_unless_watched():
+    with hub_bars_watched():
         try:
             huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
             with suppress(OSError):  # without a connection the cache decides what there is
@@ -142,18 +141,3 @@ def _not_cached(name: str, revision: str | None) -> str:
     if (revision or "main") in known:
         return "its config.json is not in the hub's cache"
     return f"in the hub's cache only as {', '.join(sorted(known))}" if known else "not in the hub's cache"
-
-
-@contextmanager
-def quiet_unless_watched() -> Iterator[None]:
-    """Show progress of the hub's transfers on a terminal only."""
-    from huggingface_hub import utils
-
-    if sys.stderr.isatty() or utils.are_progress_bars_disabled():
-        yield
-        return
-    utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        utils.enable_progress_bars()

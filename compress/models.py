@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +12,7 @@ import torch
 
 from .errors import CompressError, ModelError
 from .hub import local_folder
+from .quiet import silent_transformers
 from .tasks import AUDIO_INPUTS, HEADS, Task, task_named
 from .untrusted import read_json
 
@@ -80,7 +79,7 @@ def load_pretrained(
     needs code that is not trusted, or lacks weights.
     """
     folder, revision = local_folder(source)
-    with _quiet():
+    with silent_transformers():
         config = _config(folder, source, trust_remote_code)
         task = task_of(config)
         model = _model(folder, source, config, task, trust_remote_code, dtype)
@@ -206,19 +205,3 @@ def _processor(folder: Path, source: str, model: PreTrainedModel, trust_remote_c
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers while it loads: what a user must know is raised as an error."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -16,7 +16,7 @@ from .checkpoint.manifest import MANIFEST_FILE, manifest_text, parse_manifest, r
 from .checkpoint.side_files import README_FILE, is_model_file
 from .distill.job import Job
 from .errors import CheckpointError, CompressError, HubError
-from .hub import quiet_unless_watched
+from .quiet import hub_bars_watched
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -76,7 +76,7 @@ def push(
         return None
     from huggingface_hub import HfApi
 
-    with quiet_unless_watched(), _explained(repo, branch):
+    with hub_bars_watched(), _explained(repo, branch):
         return _upload(HfApi(token=token), repo, branch, public, files, announce)
 
 

@@ -12,6 +12,26 @@ VOCABULARY = 64  # as the models of pico.py have it
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _CHARACTERS = "\n " + _LETTERS + "0123456789" + ".,;:!?'\"-()"
 
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "man",
+    "hat",
+    "sat",
+    "ran",
+    "saw",
+    "old",
+    "red",
+    "big",
+    "on",
+    "in",
+    "to",
+    "and",
+    "who",
+]
+
 
 def _filled(tokens: list[str]) -> dict[str, int]:
     tokens = tokens + [f"<extra_{index}>" for index in range(VOCABULARY - len(tokens))]

@@ -67,3 +67,18 @@ def test_mistakes_are_named(checkpoint, arguments, expected):
     done = CliRunner().invoke(app, ["bench", "--whole", *given])
     assert done.exit_code == 2
     assert expected in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("{out}", "--whole", "--report", "x"), "--report"), (("{out}", "--whole", "--batch", "1"), "--batch"),
+        (("{out}", "--hidden", "64"), "--hidden"), (("{out}", "--shape", "1x4"), "--shape"),
+        (("--against", "x"), "--against"), (("--shape", "1x4"), "--shape"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_be_ignored_is_refused(checkpoint, arguments, option):
+    given = [argument.format(out=checkpoint) for argument in arguments]
+    done = CliRunner().invoke(app, ["bench", *given])
+    assert done.exit_code == 2
+    assert f"{option} means nothing" in done.output

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pico
 import pytest
 import torch
-from pico_tokenizer import save_pico
+from pico_tokenizer import WORDS, save_pico
 from safetensors.torch import load_file
 
 import compress
@@ -29,25 +29,6 @@ from compress.plan import make_plan
 from compress.recipe import load_recipe
 from compress.sites import find_sites
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "man",
-    "hat",
-    "sat",
-    "ran",
-    "saw",
-    "old",
-    "red",
-    "big",
-    "on",
-    "in",
-    "to",
-    "and",
-    "who",
-]
 RECIPE = """\
 version: 1
 lookup: {budget: 0.4, memory: 40, bits: 4, rank: 16}

@@ -14,6 +14,7 @@ import pico_tokenizer
 import pytest
 import torch
 import transformers
+from pico_tokenizer import WORDS
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,7 +24,6 @@ from compress.errors import ModelError
 from compress.lookup import PackedLookupFFN
 from compress.sites import base_model, base_model_path, example_inputs
 
-WORDS = ["the", "a", "cat", "dog", "man", "hat", "sat", "ran", "saw", "old", "on", "in", "to", "and", "who"]
 RECIPE = """\
 version: 1
 lookup: {budget: 0.5, memory: 40, bits: 3, rank: 16}

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from pico_tokenizer import save_pico
-from trials import RECIPE, WORDS, result_bytes
+from pico_tokenizer import WORDS, save_pico
+from trials import RECIPE, result_bytes
 
 import compress.evaluate.evaluation
 from compress.checkpoint import load, read_config, verify_files

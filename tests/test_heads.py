@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from compress.cli import app
+from pico_tokenizer import WORDS
 from tokenizers import processors
 from typer.testing import CliRunner
 
@@ -44,25 +45,6 @@ from compress.tasks import HEADS, task_named
 
 TEXT = families._TEXT
 AUDIO = {**families._AUDIO, "conv_stride": (20, 16), "conv_kernel": (20, 16), "classifier_proj_size": 16}
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "man",
-    "hat",
-    "sat",
-    "ran",
-    "saw",
-    "old",
-    "red",
-    "big",
-    "on",
-    "in",
-    "to",
-    "and",
-    "who",
-]
 
 
 def bart_like() -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from compress.cli import main as command_line
-from pico_tokenizer import save_pico
+from pico_tokenizer import WORDS, save_pico
 
 import compress.evaluate.evaluation
 from compress.checkpoint import is_compressed, verify_files
@@ -32,7 +32,6 @@ from compress.distill import clock
 from compress.distill.job import Job
 from compress.errors import DiskFullError
 
-WORDS = ["the", "a", "cat", "dog", "man", "hat", "sat", "ran", "saw", "old", "red", "big", "on", "in", "to", "and"]
 RECIPE = """\
 version: 1
 lookup: {budget: 0.4, memory: 40, bits: 4, rank: 16}

@@ -10,9 +10,9 @@ import torch
 from ..errors import CheckpointError, CompressError
 from ..lookup import PackedLookupFFN
 from ..models import model_class
+from ..quiet import transformers_bars_watched
 from ..sites import base_model, place
 from .format import read_config, read_config_file
-from .progress import quiet_unless_watched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,7 @@ def load(
     folder = Path(folder)
     checkpoint = read_config(folder)
     try:
-        with quiet_unless_watched():
+        with transformers_bars_watched():
             model, info = _model_class(folder, trust_remote_code).from_pretrained(
                 folder,
                 trust_remote_code=trust_remote_code,

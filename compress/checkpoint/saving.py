@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ..durable import replace_text
 from ..errors import CheckpointError
 from ..lookup import PackedLookupFFN
+from ..quiet import transformers_bars_watched
 from ..sites import base_model
 from .card import model_card
 from .files import RECIPE_FILE, REPORT_FILE, RESOLVED_RECIPE_FILE
 from .format import CONFIG_FILE, CheckpointConfig, Placement, read_config_file
 from .manifest import write_manifest
 from .probe import write_probe
-from .progress import quiet_unless_watched
 from .side_files import README_FILE, copy_side_files, weight_bytes
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _save_weights(folder: Path, model: Any) -> None:
     try:
         if generation is not None:
             model.generation_config = GenerationConfig()
-        with quiet_unless_watched():
+        with transformers_bars_watched():
             model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     finally:
         if generation is not None:

@@ -2,6 +2,6 @@
 
 from .batching import Split
 from .corpus import Corpus, check_data, load_corpus
-from .examples import EvalBatch, EvalData, load_examples
+from .examples import EvalBatch, EvalData, load_as, load_examples
 
-__all__ = ["Corpus", "EvalBatch", "EvalData", "Split", "check_data", "load_corpus", "load_examples"]
+__all__ = ["Corpus", "EvalBatch", "EvalData", "Split", "check_data", "load_as", "load_corpus", "load_examples"]

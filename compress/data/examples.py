@@ -32,6 +32,7 @@ from .text import Source, document_source, passage_source, record_source
 
 if TYPE_CHECKING:
     from ..models import Pretrained
+    from ..recipe import DataSettings
 
 Kind = Literal["text", "written", "pairs", "labelled", "unlabelled"]
 HUB = "hub:"
@@ -129,6 +130,14 @@ class EvalData:
             second = self.second.collate(rows, None) if self.second else None
             references = [self.references[int(row)] for row in rows] if self.references is not None else None
             yield EvalBatch(inputs, rows, targets, second, references)
+
+
+def load_as(read: DataSettings, source: str, pretrained: Pretrained) -> EvalData:
+    """Load data to evaluate on as a recipe reads its own, so that numbers agree with those of its conversion."""
+    return load_examples(
+        source, pretrained, sequence_length=read.sequence_length, sides=(read.field, read.target_field),
+        fields=read.fields,
+    )  # fmt: skip
 
 
 def load_examples(source: str, pretrained: Pretrained, *, sequence_length: int | None = None, split: str | None = None,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ..data.batching import FIXED_ORDER, plan
 from ..data.inputs import longest_target
 from ..data.paired import Paired, Unwritten, paired
 from ..data.sequences import BlankWindows, Examples, Rows, Windows
+from ..quiet import silent_transformers
 
 if TYPE_CHECKING:
     from ..models import Pretrained
@@ -37,7 +37,7 @@ def greedy(pretrained: Pretrained, inputs: dict[str, Tensor], most: int, streame
     model: Any = pretrained.model
     longest = longest_target(pretrained)
     room = most if longest is None else max(1, min(most, longest - _ROOM))
-    with _quiet():
+    with silent_transformers():
         output = model.generate(
             **{key: value.to(model.device) for key, value in _for_encoder(inputs).items()}, max_new_tokens=room,
             do_sample=False, num_beams=1, use_cache=True, return_dict_in_generate=True, streamer=streamer,
@@ -60,7 +60,7 @@ def sample(pretrained: Pretrained, count: int, length: int, prefix: tuple[int, .
     own, model.generation_config = model.generation_config, GenerationConfig()  # fills in what is not given
     devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices), _quiet():
+        with torch.random.fork_rng(devices=devices), silent_transformers():
             torch.manual_seed(seed)
             config = GenerationConfig(max_new_tokens=length, do_sample=True, top_k=0, use_cache=True, pad_token_id=0)
             output = model.generate(input_ids=start, attention_mask=torch.ones_like(start), generation_config=config)
@@ -173,16 +173,3 @@ def _cut(sequence: list[int], ends: set[int]) -> list[int]:
     """Leave out what fills up behind the end; a decoder may begin with the token that ends."""
     stop = next((index for index, token in enumerate(sequence) if index and token in ends), len(sequence) - 1)
     return sequence[: max(stop + 1, 2)]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers, which warns of every setting of a model's folder that greedy writing leaves out."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

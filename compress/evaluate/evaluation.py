@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import read_config
-from ..data import EvalData, load_examples
+from ..data import EvalData, load_as, load_examples
 from ..data.inputs import longest_sequence
 from ..distill.job import FOLDER as JOB_FOLDER
 from ..distill.job import Job
@@ -22,13 +22,13 @@ from ..recipe import Recipe, parse_recipe
 from ..recipe.settings import HUB
 from ..sites import Site, find_norms, find_sites
 from . import quality, sizes
+from .harness import described, load_tasks, score
 from .inputs import make_pool
 from .latency import BATCHES, SECONDS, measure_latency, threads_set
 from .report import Report
 from .setting import public_name, setting
 from .site_errors import site_errors
 from .students import Student, ffn_cost, ffn_sizes, students
-from .tasks import described, load_tasks, score
 
 SEQUENCE_LENGTH = 128  # tokens of a sequence whose pass is timed
 
@@ -106,13 +106,7 @@ def checkpoint_data(folder: Path | None, data: str | None, pretrained: Pretraine
     """
     recipe = _recipe(folder)
     source = data or _recipe_data(folder, recipe)
-    if recipe is None:
-        return load_examples(source, pretrained)
-    read = recipe.data  # as it is, so that numbers agree with those of the conversion
-    return load_examples(
-        source, pretrained, sequence_length=read.sequence_length, sides=(read.field, read.target_field),
-        fields=read.fields,
-    )  # fmt: skip
+    return load_examples(source, pretrained) if recipe is None else load_as(recipe.data, source, pretrained)
 
 
 def _folder(checkpoint: str) -> Path:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..checkpoint.side_files import SOURCE_README_FILE, copy_side_files
 from ..data import EvalData
 from ..errors import CheckpointError, CompressError
 from ..evaluate.evaluation import checkpoint_data
+from ..hub import local_folder
 from ..models import load_pretrained
 from .graph import Compiled, import_nncf, quantised, to_openvino
 from .library import extension, openvino
@@ -24,28 +25,31 @@ from .library import extension, openvino
 if TYPE_CHECKING:
     from openvino import Model
 
-Rest = Literal["float32", "int8"]
-
+RESTS = ("float32", "int8")
 MODEL_FILE = "openvino_model.xml"
 CALIBRATION_EXAMPLES = 300
 
 
 def export(
-    checkpoint: Path | str, out: Path | str, *, rest: Rest = "float32", data: str | None = None,
+    checkpoint: Path | str, out: Path | str, *, rest: str = "float32", data: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:  # fmt: skip
     """Write a checkpoint as an OpenVINO folder: `openvino_model.xml`, its weights, tokenizer, config and a card.
 
+    checkpoint: a folder or a hub id.
     rest: what everything but the students is computed in; "int8" quantises it with nncf, ranges taken from `data`, a
     path or `hub:NAME`, by default what the recipe evaluates on.
     Causal models come without a cache of keys and values. OUT appears whole or not at all. Raises KernelError where
     OpenVINO, nncf or a compiler is missing, CheckpointError where the folder is no checkpoint or the exported model
-    does not answer as it does, CompressError where `out` exists.
+    does not answer as it does, CompressError for an unknown `rest` and where `out` exists.
     """
-    folder, target = Path(checkpoint), Path(out)
+    if rest not in RESTS:
+        raise CompressError(f"unknown dtype {rest!r}", where="rest", remedy=f"choose one of {', '.join(RESTS)}")
+    folder, target = local_folder(str(checkpoint))[0], Path(out)
     read_config(folder)
     if target.exists():
         raise CompressError("the output folder exists", where=str(target), remedy="choose another folder with -o")
+    target.parent.mkdir(parents=True, exist_ok=True)  # now: what follows takes minutes
     library = extension()
     if rest == "int8":
         import_nncf()
@@ -62,7 +66,6 @@ def export(
         )  # fmt: skip
     if examples is not None:
         model = quantised(model, _calibration(examples))
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as made:
         _write(Path(made) / "out", folder, model, rest)
         os.replace(Path(made) / "out", target)
@@ -75,7 +78,7 @@ def _calibration(data: EvalData) -> list[dict[str, Tensor]]:
     return [data.examples.collate(numpy.asarray([row]), None) for row in chosen]
 
 
-def _write(folder: Path, checkpoint: Path, model: Model, rest: Rest) -> None:
+def _write(folder: Path, checkpoint: Path, model: Model, rest: str) -> None:
     folder.mkdir()
     copy_side_files(checkpoint, folder)
     if (licence := checkpoint / SOURCE_README_FILE).is_file():
@@ -87,7 +90,7 @@ def _write(folder: Path, checkpoint: Path, model: Model, rest: Rest) -> None:
     (folder / "README.md").write_text(_card(checkpoint, rest), encoding="utf-8")
 
 
-def _card(checkpoint: Path, rest: Rest) -> str:
+def _card(checkpoint: Path, rest: str) -> str:
     source = read_config(checkpoint).source
     return f"""# {source} with LookupFFN, for OpenVINO
 

@@ -19,6 +19,7 @@ from .. import kernels
 from ..errors import KernelError, ModelError
 from ..lookup import PackedLookupFFN
 from ..models import Pretrained
+from ..quiet import silent_transformers
 from .library import openvino
 
 if TYPE_CHECKING:
@@ -166,6 +167,6 @@ class Compiled(nn.Module):
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what tracing says of code that looks at shapes, and keep progress bars out of standard output."""
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+    with warnings.catch_warnings(), silent_transformers(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield
