@@ -28,9 +28,9 @@ def replace_file(path: Path, write: Callable[[Path], None], *, needs: int | None
     try:
         with room_for(path, needs):
             write(temporary)
-            sync_file(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            sync_folder(path.parent)
+            sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -46,29 +46,20 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def sync_file(path: Path) -> None:
-    """Make a file's bytes durable."""
-    _sync(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    _sync(folder)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make everything below a folder durable."""
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's bytes durable, or the renames inside a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make everything below a folder durable."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
 
 
 @contextmanager

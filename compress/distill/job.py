@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ..durable import file_problem, file_record, replace_text, seal, sync_folder, sync_tree, unseal
+from ..durable import file_problem, file_record, replace_text, seal, sync, sync_tree, unseal
 from ..errors import JobError
 from .clock import Clock
 from .stopped import Stopped
@@ -71,7 +71,7 @@ class Job:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        sync_folder(out.parent)
+        sync(out.parent)
         job.out = out
         return job
 

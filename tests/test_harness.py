@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import compress
 from compress.data import load_examples
 from compress.errors import CompressError, DataError, ModelError
-from compress.evaluate import Report, latency, tasks
+from compress.evaluate import Report, harness, latency
 from compress.models import Pretrained, load_pretrained
 
 QUESTIONS = [
@@ -135,7 +135,7 @@ def test_a_conversion_scores_the_recipe_s_tasks(
     """They are looked up before any work, and scored at its end."""
     asked: list[Any] = []
     scores = {"arc": {"acc": {"dense": 0.5, "compressed": 0.25}}}
-    monkeypatch.setattr("compress.conversion.load_tasks", lambda names, pretrained: asked.append(names))
+    monkeypatch.setattr("compress.preparation.load_tasks", lambda names, pretrained: asked.append(names))
     monkeypatch.setattr("compress.evaluate.evaluation.load_tasks", lambda names, pretrained: asked.append(names) or 1)
     monkeypatch.setattr("compress.evaluate.evaluation.score", lambda *given: scores)
     monkeypatch.setattr("compress.evaluate.evaluation.described", lambda *given: {})
@@ -154,7 +154,7 @@ def test_a_conversion_scores_the_recipe_s_tasks(
 
 def refused(folders: dict[str, Path], *names: str, source: str = "gpt2") -> CompressError:
     with pytest.raises(CompressError) as caught:
-        tasks.load_tasks(names, load_pretrained(str(folders[source])))
+        harness.load_tasks(names, load_pretrained(str(folders[source])))
     return caught.value
 
 
@@ -165,7 +165,7 @@ def test_other_models_are_refused(folders: dict[str, Path]) -> None:
 
 
 def test_without_the_extra(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
     error = refused(folders, "arc_easy")
     assert "not installed" in error.message
     assert error.remedy == "pip install 'compress-lookup[eval]'"
