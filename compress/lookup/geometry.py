@@ -19,7 +19,7 @@ ACDC_LAYERS = 4
 MOST = 1 << 24  # of any size, and
 MOST_ROWS = 1 << 31  # of the rows of all tables: what the native kernel counts with
 
-_LEAST = {"d_in": 1, "d_out": 1, "tables": 0, "bits": 1, "block": 1, "rank": 0, "neurons": 0}
+_LEAST = {"d_in": 1, "d_out": 1, "tables": 0, "bits": 1, "block": 0, "rank": 0, "neurons": 0}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Geometry:
     tables: int
     bits: int = 8
     projection: Projection = "bh4"
-    block: int = 64  # BH4's block size b
+    block: int = 64  # BH4's block size b; the other projections have none
     rank: int = 0  # width r of the low-rank code h = A x; 0: no code, no linear path
     neurons: int = 0  # how many dense neurons are kept beside the tables
     gated: bool = False  # whether those neurons have a gate (SwiGLU and its kin)
@@ -62,7 +62,7 @@ class Geometry:
             refuse("rank", self.rank, f"projection {self.projection} hashes the code: give it a rank of at least 1")
         if self.tables and self.projection == "hadamard" and self.padded < self.bits:
             refuse("rank", self.rank, f"a table's {self.bits} bits need as many directions of the code")
-        if self.tables and self.projection == "bh4" and self.padded % self.block:
+        if self.tables and self.projection == "bh4" and (not self.block or self.padded % self.block):
             refuse("block", self.block, f"choose a power of two that divides the padded width {self.padded}")
 
     @property
