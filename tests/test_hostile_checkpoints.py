@@ -98,7 +98,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "quantization_config": lambda config: config["quantization_config"],
 }
 HARMLESS = {  # a block size that bh4 alone reads, facts that nothing depends on, and "the same" in other words
-    ("geometry", "block", "0"), ("geometry", "block", "7"), ("geometry", "block", "16777216"), ("geometry", "tables", "7"),
+    *(("geometry", "block", size) for size in ("0", "7", "16777216")), ("geometry", "tables", "7"),
     *(("quantization_config", key, "None") for key in ("revision", "rest_dtype", "transformers")),
     *(("quantization_config", key, repr(text)) for key in ("source", "revision", "rest_dtype", "transformers")
       for text in VALUES if isinstance(text, str)),
