@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from .checkpoint import (
+    Int8Rest,
     Placement,
+    quantise_rest,
     round_rest,
     save_checkpoint,
     write_report,
@@ -232,6 +234,7 @@ def _pack(job: Job, prepared: Prepared, converted: Pretrained) -> None:
         swap(converted.model, replace(tap.site, identities=()), packed)
         placements.append(Placement.of(converted.model, tap.site, packed))
     round_rest(converted.model, prepared.pretrained)
+    int8 = quantise_rest(converted.model) if prepared.recipe.pack.rest == "int8" else Int8Rest()
     recipe = prepared.recipe.keeping_dense([name for name, result in _sites(job) if "dense" in result])
     staging = job.folder / "checkpoint"
     shutil.rmtree(staging, ignore_errors=True)
@@ -240,7 +243,7 @@ def _pack(job: Job, prepared: Prepared, converted: Pretrained) -> None:
         with room_for(staging, prepared.plan.needs.checkpoint if prepared.plan.needs else None):
             save_checkpoint(
                 staging, model=converted.model, source=prepared.pretrained, placements=placements,
-                recipe_text=prepared.recipe.text, resolved_recipe=recipe.dump(), report=None,
+                int8=int8, recipe_text=prepared.recipe.text, resolved_recipe=recipe.dump(), report=None,
                 probe_batch=accepted(converted.model, next(iter(prepared.corpus.holdout.batches(1)))),
             )  # fmt: skip
             job.publish(staging)

@@ -56,6 +56,7 @@ def estimate(plan: Plan, recipe: Recipe, corpus: Corpus, pretrained: Pretrained)
     names = [PurePosixPath(path.relative_to(pretrained.folder).as_posix()) for path in files]
     side = sum(path.stat().st_size for path, name in zip(files, names, strict=True) if not is_model_file(name))
     packed = sum(plan.stored(entry) for entry in plan.converted)
+    width += recipe.pack.rest == "int8"  # an embedding may be there twice: as it is, and as a head in int8
     checkpoint = packed + int(1.05 * rest * width / _FLOAT) + side + _REPORTS
     recorded = max((_recorded(entry, recipe, corpus) for entry in plan.converted), default=0)
     disk = sum(students) + max(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import FORMAT_VERSION, check_side_files
+from .checkpoint import FORMAT_VERSION, check_rest, check_side_files
 from .data import Corpus, EvalData, load_as, load_corpus
 from .distill.activations import Tap, check_reached
 from .distill.job import JOURNAL_VERSION
@@ -56,6 +56,8 @@ def prepare(source: str, recipe: Recipe, options: Mapping[str, Any]) -> Prepared
     corpus = load_corpus(recipe.data, pretrained, recipe.seed)
     sample = next(iter(corpus.holdout.batches(1)))
     check_outputs(pretrained, sample)
+    if recipe.pack.rest == "int8":
+        check_rest(pretrained.model, sample)
     streams = {site.name: stream_of(pretrained.model, site.output) for site in sites}
     plan = make_plan(sites, recipe, corpus, streams, experts)
     plan = replace(plan, needs=estimate(plan, recipe, corpus, pretrained))

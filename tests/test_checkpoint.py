@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from compress.checkpoint import is_compressed, load, read_config, verify_files, verify_outputs
+from compress.checkpoint import FORMAT_VERSION, is_compressed, load, read_config, verify_files, verify_outputs
 from compress.errors import CheckpointError
 from compress.lookup import LookupFFN, PackedLookupFFN
 
@@ -155,9 +155,9 @@ def test_a_cast_model_is_saved_in_the_recorded_dtypes(saved: dict[str, SimpleNam
 
 
 def test_newer_format(made: SimpleNamespace) -> None:
-    checkpoints.edit_config(made.folder, format_version=2)
+    checkpoints.edit_config(made.folder, format_version=FORMAT_VERSION + 1)
     for read in (read_config, load, AutoModel.from_pretrained):
-        with pytest.raises(CheckpointError, match=r"format_version 2(.|\n)*upgrade"):
+        with pytest.raises(CheckpointError, match=rf"format_version {FORMAT_VERSION + 1}(.|\n)*upgrade"):
             read(made.folder)
     assert is_compressed(made.folder)
 

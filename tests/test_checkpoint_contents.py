@@ -178,7 +178,7 @@ def test_placements_and_students_must_agree(tmp_path: Path) -> None:
 def test_config_survives_json(bits: int, tables: int, projection: str, table_dtype: str, identities: list[str]) -> None:
     geometry = Geometry(24, 16, tables, bits, projection=projection, rank=8)
     placement = Placement("a.b", "a.b", tuple(f"c.{path}" for path in identities), geometry, table_dtype, "float32")
-    config = CheckpointConfig("acme/x", None, (placement,), "bfloat16", "5.24.0", {"later": [1]})
+    config = CheckpointConfig("acme/x", None, (placement,), "bfloat16", "5.24.0", extra={"later": [1]})
     assert CheckpointConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 

@@ -152,7 +152,6 @@ def test_recipes_are_frozen() -> None:
         ("version: 1\ndata: {source: hub}", "needs a data set", "r.yaml:2, data", "name"),
         ("version: 1\ndata: {source: hub, name: a, path: b}", "does not read `path`", "r.yaml:2, data", "name"),
         ("version: 1\ndata: {name: a}", "does not read `name`", "r.yaml:2, data", "hub"),
-        ("version: 1\npack: {rest: int8}", "`int8` is not supported yet", "r.yaml:2, pack.rest", "keep"),
         ("version: 1\neval: {tasks: [arc, own.yaml]}", "`own.yaml` is no name of a task", "r.yaml:2, eval", "--task"),
         ("version: 1\neval: {tasks: [../own]}", "`../own` is no name of a task", "r.yaml:2, eval", "--task"),
         ("version: 1\na: [1\nb: }", "not valid YAML", "r.yaml:3", "brackets"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernels
+from ..checkpoint import open_rest, quantise_rest
 from ..errors import CompressError, ModelError
 from ..evaluate import variants
 from ..evaluate.latency import interleave, threads_set
@@ -104,6 +105,7 @@ def bench_model(
             f"models that read {dense.model.main_input_name} are not timed whole here", where="--whole",
             remedy="time them on their own data: compress eval",
         )  # fmt: skip
+    open_rest(compressed.model)
     rows = []
     with threads_set(threads) as count, torch.no_grad():
         runs = dict(_torch_models(dense, compressed))
@@ -144,7 +146,9 @@ def _torch_models(dense: Pretrained, compressed: Pretrained) -> Iterator[tuple[s
     yield "torch int8", int8
     yield f"torch int8 {BOUND}", variants.int8(without_ffns(dense.model))
     yield f"{COMPRESSED}, torch float32", compressed.model
-    yield f"{COMPRESSED}, torch int8", variants.int8(compressed.model)
+    rounded = copy.deepcopy(compressed.model)
+    quantise_rest(rounded)
+    yield f"{COMPRESSED}, torch int8", rounded
 
 
 def without_ffns(model: nn.Module) -> nn.Module:

@@ -172,6 +172,11 @@ def _students(checkpoint: CheckpointConfig) -> str:
             f"| {site.name} | {g.tables} | {g.bits} | {g.projection} | {g.rank} | {g.neurons} "
             f"| {site.table_dtype} | {site.hash_dtype} |"
         )
+    if checkpoint.int8:
+        lines += [
+            "",
+            "The other linear layers are in int8, and their inputs are rounded to it.",
+        ]
     return "\n".join(lines)
 
 

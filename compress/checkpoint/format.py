@@ -15,9 +15,10 @@ from ..lookup import Geometry, PackedLookupFFN
 from ..lookup.packed import HashDtype, TableDtype, packed_layout
 from ..sites import Site, to_base
 from ..untrusted import read_json
+from .rest import Int8Rest
 
 METHOD = "lookup_ffn"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knows no linear layers in int8
 CONFIG_FILE = "config.json"
 
 _UPGRADE = "upgrade: pip install --upgrade compress-lookup"
@@ -112,6 +113,7 @@ class CheckpointConfig:
     sites: tuple[Placement, ...]
     rest_dtype: str | None = None
     transformers: str | None = None  # version whose module names the paths are
+    int8: Int8Rest = field(default_factory=Int8Rest)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,12 +126,13 @@ class CheckpointConfig:
         return {
             **self.extra,
             "quant_method": METHOD,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.int8 else 1,
             "source": self.source,
             "revision": self.revision,
             "rest_dtype": self.rest_dtype,
             "transformers": self.transformers,
             "sites": [placement.to_dict() for placement in self.sites],
+            **({"int8": self.int8.to_dict()} if self.int8 else {}),
         }
 
     @classmethod
@@ -157,6 +160,7 @@ class CheckpointConfig:
                 sites=tuple(Placement.from_dict(site) for site in rest.pop("sites")),
                 rest_dtype=rest.pop("rest_dtype", None),
                 transformers=rest.pop("transformers", None),
+                int8=Int8Rest.from_dict(rest.pop("int8", {})),
                 extra=rest,
             )
             checkpoint._check()

@@ -13,6 +13,7 @@ from ..models import model_class
 from ..quiet import transformers_bars_watched
 from ..sites import base_model, place
 from .format import read_config, read_config_file
+from .rest import open_rest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,9 +28,10 @@ def load(
 ) -> PreTrainedModel:
     """Load a compressed checkpoint, in evaluation mode, as the architecture that its config names.
 
-    With `trainable`, every student is opened as a float32 LookupFFN with exactly the stored parameters;
-    `save_pretrained` packs them again. Raises CheckpointError where the folder is no compressed checkpoint, is newer
-    than this version, lacks tensors, holds more or in another shape: the message names them.
+    With `trainable`, every student is opened as a float32 LookupFFN with exactly the stored parameters, and every layer
+    in int8 as a float32 one; `save_pretrained` packs them again. Raises CheckpointError where the folder is no
+    compressed checkpoint, is newer than this version, lacks tensors, holds more or in another shape: the message names
+    them.
     """
     import transformers.quantizers.auto  # noqa: F401  # whose import tells transformers about the format
 
@@ -67,6 +69,7 @@ def load(
             packed = base.get_submodule(placement.entry)
             assert isinstance(packed, PackedLookupFFN)
             place(base, placement.entry, (), packed.dequantised().eval())
+        open_rest(model)
         model.hf_quantizer.opened = True
     return model.to(device)
 

@@ -10,20 +10,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .format import read_config
 from .manifest import Problem
 
 PROBE_FILE = "probe.safetensors"
 # Relative error of an answer as a whole, ||y - y0|| / ||y0||. Another processor sums in another order, and a bit of a
 # hash that lies on its hyperplane may then turn over: that moves one token of an answer, not its norm.
 TOLERANCE = 1e-3
+INT8_TOLERANCE = 5e-2  # of a model whose activations are rounded to 8 bits, on some processors to 7
 _MOST = 1 << 16  # numbers kept of one output, evenly spaced
 
 
-def write_probe(folder: Path, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
-    """Record a batch (the model's keyword arguments) and the model's floating-point outputs for it, in float32."""
+def write_probe(folder: Path, model: nn.Module, batch: Mapping[str, Tensor], *, int8: bool = False) -> None:
+    """Record a batch (the model's keyword arguments) and the model's floating-point outputs for it, in float32.
+
+    int8: whether activations are rounded, so that another processor's answer may be further away.
+    """
     tensors = {f"input.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in batch.items()}
     tensors |= {f"output.{name}": tensor for name, tensor in _answers(model, batch).items()}
-    tensors["tolerance"] = torch.tensor(TOLERANCE)
+    tensors["tolerance"] = torch.tensor(INT8_TOLERANCE if int8 else TOLERANCE)
     save_file(tensors, folder / PROBE_FILE, metadata={"format": "pt"})
 
 
@@ -31,7 +36,8 @@ def verify_outputs(folder: Path | str, model: nn.Module) -> list[Problem]:
     """Find outputs of the loaded model that differ from those recorded by more than the recorded tolerance."""
     try:
         tensors = load_file(Path(folder) / PROBE_FILE)
-        tolerance = min(tensors["tolerance"].item(), TOLERANCE)
+        most = INT8_TOLERANCE if read_config(folder).int8 else TOLERANCE
+        tolerance = min(tensors["tolerance"].item(), most)
     except FileNotFoundError:
         return [Problem(PROBE_FILE, "missing")]
     except (SafetensorError, KeyError, RuntimeError) as failure:

@@ -20,10 +20,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CheckpointError, SiteError
+from ..int8_linear import Int8Linear
 from ..lookup import LookupFFN, PackedLookupFFN, pack
 from ..sites import base_model, base_model_path, place
 from ..sites.linears import is_linear, widths
 from .format import METHOD, CheckpointConfig, Placement
+from .rest import stored_tensors
 from .weights import check_dtypes, check_files, check_sizes
 
 if TYPE_CHECKING:
@@ -70,8 +72,9 @@ class LookupQuantizer(HfQuantizer):
                 place(base, placement.entry, placement.identities, student)
             except SiteError as error:
                 raise self._misplaced(placement, error.message) from None
+        self.checkpoint.int8.place(model)
         if files:
-            check_dtypes(self.checkpoint, files)
+            check_dtypes(model, self.checkpoint, files)
             check_sizes(model, self.checkpoint, files)
         patterns = {rf"(^|\.){re.escape(placement.tombstone)}$" for placement in self.checkpoint.sites}
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *patterns}
@@ -87,15 +90,19 @@ class LookupQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         base = base_model(model)
+        stored = [(each.entry, base.get_submodule(each.entry), each.layout()) for each in self.checkpoint.sites]
+        for path in self.checkpoint.int8.paths(model):
+            layer = model.get_submodule(path)
+            assert isinstance(layer, Int8Linear)
+            stored.append((path, layer, layer.layout()))
         missing = []
-        for placement in self.checkpoint.sites:
-            student = base.get_submodule(placement.entry)
-            for name, (shape, dtype) in placement.layout().items():
-                parameter = student.get_parameter(name)
+        for path, module, layout in stored:
+            for name, (shape, dtype) in layout.items():
+                parameter = module.get_parameter(name)
                 parameter.requires_grad_(False)
-                _declared_dtype(f"{placement.entry}.{name}", parameter, dtype)
+                _declared_dtype(f"{path}.{name}", parameter, dtype)
                 if not getattr(parameter, "_is_hf_initialized", False):  # how transformers marks what it has read
-                    missing.append(f"{placement.entry}.{name} {list(shape)}")
+                    missing.append(f"{path}.{name} {list(shape)}")
         if missing:
             raise CheckpointError(
                 f"tensors are missing from the checkpoint or have another shape: {', '.join(missing)}",
@@ -108,10 +115,14 @@ class LookupQuantizer(HfQuantizer):
         """Every tensor of the model as it is stored: students packed, tombstones beside them."""
         state = dict(model.state_dict())
         prefix = f"{path}." if (path := base_model_path(model)) else ""
-        entries = tuple(f"{prefix}{placement.entry}." for placement in self.checkpoint.sites)
+        int8 = self.checkpoint.int8.paths(model)
+        own = [*(f"{prefix}{placement.entry}" for placement in self.checkpoint.sites), *int8]
+        entries = tuple(f"{path}." for path in own)
         state = _narrowed(
             {name: tensor for name, tensor in state.items() if not name.startswith(entries)}, self.checkpoint.rest_dtype
         )
+        for path in int8:
+            state |= stored_tensors(model.get_submodule(path), path)
         for placement in self.checkpoint.sites:
             packed = _packed(model.get_submodule(f"{prefix}{placement.entry}"), placement).state_dict()
             for name, (_, dtype) in placement.layout().items():

@@ -21,6 +21,7 @@ from .files import RECIPE_FILE, REPORT_FILE, RESOLVED_RECIPE_FILE
 from .format import CONFIG_FILE, CheckpointConfig, Placement, read_config_file
 from .manifest import write_manifest
 from .probe import write_probe
+from .rest import Int8Rest
 from .side_files import README_FILE, copy_side_files, weight_bytes
 
 if TYPE_CHECKING:
@@ -40,12 +41,14 @@ def save_checkpoint(
     resolved_recipe: str,
     report: Mapping[str, Any] | None,
     probe_batch: Mapping[str, Tensor],
+    int8: Int8Rest | None = None,
 ) -> None:
     """Write a complete checkpoint into an existing, empty folder.
 
-    `model` holds the packed students in their places and is from then on what a loaded checkpoint is: its own
-    `save_pretrained` writes the format too. `source` gives the side files, the source's id and revision. `report` is
-    what `Report.to_dict` gives, with whatever else is to be kept. `probe_batch`: the model's keyword arguments.
+    `model` holds the packed students, and the layers that `int8` names, in their places and is from then on what a
+    loaded checkpoint is: its own `save_pretrained` writes the format too. `source` gives the side files, the source's
+    id and revision. `report` is what `Report.to_dict` gives, with whatever else is to be kept. `probe_batch`: the
+    model's keyword arguments.
     The same arguments give the same bytes in every `*.safetensors` and in `config.json`.
     Raises CheckpointError where students and placements do not agree.
     """
@@ -59,6 +62,7 @@ def save_checkpoint(
         source=_public_name(source.source),
         revision=source.revision,
         sites=tuple(placements),
+        int8=int8 or Int8Rest(),
         rest_dtype=_dtype_name(source_config),
         transformers=transformers_version,
     )
@@ -71,7 +75,7 @@ def save_checkpoint(
     replace_text(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     replace_text(folder / RECIPE_FILE, recipe_text)
     replace_text(folder / RESOLVED_RECIPE_FILE, resolved_recipe)
-    write_probe(folder, model, probe_batch)
+    write_probe(folder, model, probe_batch, int8=bool(int8))
     facts = {
         "weight_bytes": weight_bytes(folder),
         "source_weight_bytes": weight_bytes(source.folder),

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from ..errors import CheckpointError
+from ..int8_linear import Int8Linear
 from ..untrusted import is_inside, links_outside
 from .format import CheckpointConfig
 
@@ -60,15 +61,17 @@ def check_sizes(model: nn.Module, checkpoint: CheckpointConfig, files: Sequence[
         )  # fmt: skip
 
 
-def check_dtypes(checkpoint: CheckpointConfig, files: Sequence[str]) -> None:
-    """Raise CheckpointError where students' tensors are stored in other dtypes than config.json says.
+def check_dtypes(model: nn.Module, checkpoint: CheckpointConfig, files: Sequence[str]) -> None:
+    """Raise CheckpointError where tensors of students or int8 layers have other dtypes than config.json says.
 
-    transformers would cast them. It may also have renamed the modules around a student: a tensor is known by its name
-    inside the student and its shape.
+    transformers would cast them. It may also have renamed the modules around them: a tensor is known by its name inside
+    its module and its shape.
     """
     wanted: dict[tuple[str, tuple[int, ...]], Counter[str]] = defaultdict(Counter)
-    for placement in checkpoint.sites:
-        for name, (shape, dtype) in placement.layout().items():
+    layouts = [placement.layout() for placement in checkpoint.sites]
+    layouts += [module.layout() for module in model.modules() if isinstance(module, Int8Linear)]
+    for layout in layouts:
+        for name, (shape, dtype) in layout.items():
             wanted[name, tuple(shape)][_DTYPES[dtype]] += 1
     names = sorted({name for name, _ in wanted}, key=len, reverse=True)
     stored: dict[tuple[str, tuple[int, ...]], Counter[str]] = defaultdict(Counter)

@@ -231,7 +231,7 @@ def _sizes(
     width = sizes.stored_width(dense.folder)
     return {
         "dense_bytes": sizes.stored_bytes(dense.model, width),
-        "compressed_bytes": sizes.stored_bytes(compressed.model, width, found.values()),
+        "compressed_bytes": sizes.stored_bytes(compressed.model, width),
         "dense_int8_bytes": sizes.int8_bytes(dense.model),
         **ffn_sizes(sites, found),
     }

@@ -67,7 +67,7 @@ def inspect_model(pretrained: Pretrained) -> dict[str, Any]:
         total["compressed"] = {
             "parameters": _parameters(model),
             **_work(ours, rest),
-            "bytes": stored_bytes(model, width, found.values()),
+            "bytes": stored_bytes(model, width),
             "ffn_bytes": sizes["compressed_ffn_bytes"],
             "ffn_bytes_per_token": sizes["compressed_bytes_per_token"],
         }

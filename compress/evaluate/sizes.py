@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from ..int8_linear import Int8Linear
+from ..lookup import LookupFFN, PackedLookupFFN
 
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # safetensors' names
 _FLOAT32 = 4
@@ -28,9 +31,10 @@ def stored_width(folder: Path | None) -> int:
     return counts.most_common(1)[0][0] if counts else _FLOAT32
 
 
-def stored_bytes(model: nn.Module, width: int, students: Iterable[nn.Module] = ()) -> int:
-    """Bytes of a model's files: floating-point weights have `width` bytes, those of `students` the width they have."""
-    own = {id(parameter) for student in students for parameter in student.parameters()}
+def stored_bytes(model: nn.Module, width: int) -> int:
+    """Bytes of a model's files: floating-point weights have `width` bytes, but those of students and int8 layers."""
+    exact = (module for module in model.modules() if isinstance(module, (LookupFFN, PackedLookupFFN, Int8Linear)))
+    own = {id(parameter) for module in exact for parameter in module.parameters()}
     total = 0
     for tensor in _tensors(model):
         kept = id(tensor) in own or not tensor.is_floating_point()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy
 from torch import Tensor
 
-from ..checkpoint import read_config, verify_outputs
+from ..checkpoint import open_rest, read_config, verify_outputs
 from ..checkpoint.side_files import SOURCE_README_FILE, copy_side_files
 from ..data import EvalData
 from ..errors import CheckpointError, CompressError
@@ -54,6 +54,7 @@ def export(
     if rest == "int8":
         import_nncf()
     pretrained = load_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    open_rest(pretrained.model)  # nncf rounds by what passes through
     examples = checkpoint_data(folder, data, pretrained) if rest == "int8" else None
     core = openvino().Core()
     core.add_extension(str(library))

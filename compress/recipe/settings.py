@@ -32,17 +32,6 @@ def _refusal(message: str, remedy: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message, "remedy": remedy})
 
 
-def _not_yet(**remedies: str) -> BeforeValidator:
-    """Refuse values that the format reserves and this version cannot do."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and value in remedies:
-            raise _refusal(f"`{value}` is not supported yet", remedies[value])
-        return value
-
-    return BeforeValidator(check)
-
-
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise _refusal(f"{value} is not a power of two", f"choose {1 << value.bit_length() - 1}, say")
@@ -173,7 +162,7 @@ class PackSettings(Section):
     """Storage of the result; `rest` is everything that is no student."""
 
     table_dtype: Literal["int8", "bfloat16", "float32"] = "int8"
-    rest: Annotated[Literal["keep"], _not_yet(int8="write `rest: keep`")] = "keep"
+    rest: Literal["keep", "int8"] = "keep"
 
 
 class EvalSettings(Section):

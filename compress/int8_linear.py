@@ -1,0 +1,122 @@
+"""A linear layer in int8, run by PyTorch's dynamically quantised product: what the rest of a model becomes."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import kernels
+from .lookup.packed import quantise
+from .sites import linears
+
+
+class Int8Linear(nn.Module):
+    """y = x W^T + b with W = scale * values, [..., d_in] -> [..., d_out], in the dtype of x.
+
+    values: int8 [d_out, d_in]; scale, bias: float32 [d_out]. On the CPU activations become 8-bit integers as they come,
+    with one scale a call (7 bits where the processor's sums of 8-bit products saturate); elsewhere, and where a
+    gradient is asked for, the dequantised layer runs in float32.
+    """
+
+    def __init__(self, d_in: int, d_out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(d_out, d_in, dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.zeros(d_out, dtype=torch.float32), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(d_out, dtype=torch.float32), requires_grad=False) if bias else None
+        # Models ask their linears for `weight.dtype`, transformers for the number of outputs; whoever multiplies by this
+        # one fails on its shape.
+        self.register_buffer("weight", torch.empty(d_out, 0, device="cpu"), persistent=False)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, linear: nn.Module) -> Int8Linear:
+        """Round a linear layer (nn.Linear or Conv1D), one scale an output."""
+        weight, bias = linears.weight(linear), linears.bias(linear)
+        made = cls(weight.shape[1], weight.shape[0], bias is not None).to(weight.device)
+        values, scale = quantise(weight.float())
+        made.values.copy_(values)
+        made.scale.copy_(scale)
+        if made.bias is not None and bias is not None:
+            made.bias.copy_(bias)
+        return made.train(linear.training)
+
+    @torch.no_grad()
+    def dequantised(self) -> nn.Linear:
+        """A trainable float32 layer with exactly the weights that are stored."""
+        d_out, d_in = self.values.shape
+        made = nn.Linear(d_in, d_out, bias=self.bias is not None, device=self.values.device)
+        made.weight.copy_(self.values * self.scale[:, None])
+        if self.bias is not None:
+            made.bias.copy_(self.bias)
+        return made.train(self.training)
+
+    def layout(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Names, shapes and dtypes of the tensors that are stored."""
+        return {name: (tensor.shape, torch.int8 if name == "values" else torch.float32)
+                for name, tensor in self.named_parameters()}  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_in] -> [..., d_out]."""
+        if x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled()):
+            return torch.ops.compress.int8_linear(x.float(), self.values, self.scale, self.bias).to(x.dtype)
+        return functional.linear(x.float(), self.values * self.scale[:, None], self.bias).to(x.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
+        def move(tensor: Tensor) -> Tensor:  # a model's cast to bfloat16 must not round what is stored wider
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype or not tensor.numel() else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(model)."""
+        d_out, d_in = self.values.shape
+        return f"in_features={d_in}, out_features={d_out}, bias={self.bias is not None}"
+
+
+# Layouts of PyTorch's own for a layer's values, made when they are first used, and the version that they were made of.
+_PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _packed(values: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
+    version = (values._version, scale._version, None if bias is None else bias._version)
+    found = _PACKED.get(values)
+    if found is None or found[0] != version:
+        zeros = torch.zeros(len(scale), dtype=torch.long)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
+            whole = torch._make_per_channel_quantized_tensor(values, scale.double(), zeros, 0)
+        found = version, torch.ops.quantized.linear_prepack(whole, bias)
+        _PACKED[values] = found
+    return found[1]
+
+
+def _saturates() -> bool:
+    """Whether sums of 8-bit products need smaller activations: x86 adds pairs of them in 16 bits but for VNNI."""
+    return platform.machine().lower() in ("x86_64", "amd64") and kernels.isa() != "avx512_vnni"
+
+
+def _int8_linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    flat = x.reshape(-1, x.shape[-1])  # [N, d_in]
+    if not len(flat):
+        return x.new_empty(*x.shape[:-1], len(scale))
+    y: Tensor = torch.ops.quantized.linear_dynamic(flat, _packed(values, scale, bias), reduce_range=_saturates())
+    return y.view(*x.shape[:-1], -1)
+
+
+_LIBRARY = torch.library.Library("compress", "FRAGMENT")
+_LIBRARY.define(
+    "int8_linear(Tensor x, Tensor values, Tensor scale, Tensor? bias) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+)
+_LIBRARY.impl("int8_linear", _int8_linear, "CPU")
+
+
+@torch.library.register_fake("compress::int8_linear")
+def _int8_linear_fake(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(scale))
