@@ -34,8 +34,8 @@ class SlideFFN(VanillaFFN):
         gated: bool = False,
         bias: bool = True,
         bits: int = 6,
-        tables: int = 10,
-        chunk: int = 64,
+        tables: int = 20,
+        chunk: int = 1,
         rebuild_every: int = 50,
         rebuild_growth: float = 0.1,
     ) -> None:
@@ -50,7 +50,7 @@ class SlideFFN(VanillaFFN):
         self.schedule: Schedule = GrowingSchedule(rebuild_every, rebuild_growth)
         # Neurons computed, summed over tokens, and tokens: in training, and in evaluation since the last training step.
         self.register_buffer("computed", torch.zeros(2, 2, dtype=torch.int64))
-        self._seen: tuple[int, int] | None = None  # the weights of the last training step
+        self._seen: list[int] | None = None  # versions of the parameters at the last training step
         self.rebuild()
 
     computed: Tensor
@@ -93,7 +93,7 @@ class SlideFFN(VanillaFFN):
 
     def _train_step(self) -> None:
         """What is due before a forward pass in training; the same weights again (accumulation, recomputation): none."""
-        seen = (id(self.gate.weight), self.gate.weight._version)
+        seen = [parameter._version for parameter in self.parameters()]
         if seen == self._seen:
             return
         self._seen = seen
