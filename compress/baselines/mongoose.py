@@ -35,7 +35,7 @@ class MongooseFFN(SlideFFN):
         samples: int = 64,
         margin: float = 1.0,
         check_every: int = 50,
-        threshold: float = 0.1,
+        threshold: float = 0.3,
         **settings: Any,
     ) -> None:
         for key, value, most in (("top", top, 1.0), ("margin", margin, 2.0), ("threshold", threshold, 1.0)):
@@ -64,9 +64,9 @@ class MongooseFFN(SlideFFN):
         x = x.detach()[:: max(1, x.shape[0] // self.samples)][: self.samples]
         keys = self.keys()
         query = x if self.gate.bias is None else torch.cat((x, torch.ones_like(x[:, :1])), 1)
-        projected = [(v @ self.projection.t()).unflatten(1, (self.buckets.tables, -1)) for v in (query, keys)]
+        projected, key = ((v @ self.projection.t()).unflatten(1, (self.buckets.tables, -1)) for v in (query, keys))
         return triplet_loss(
-            *projected, query @ keys.t(), self.buckets.retrieve(self.query(x)),
+            projected, key, query @ keys.t(), self.buckets.retrieve(self.query(x)),
             top=self.top, pairs=PAIRS, margin=self.margin,
         )  # fmt: skip
 
