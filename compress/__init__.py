@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from . import baselines as baselines
     from . import evaluate as evaluate
     from .checkpoint import load as load
     from .checkpoint import verify as verify
@@ -48,6 +49,7 @@ __all__ = [
     "PackedLookupFFN",
     "Recipe",
     "__version__",
+    "baselines",
     "convert",
     "evaluate",
     "find_sites",
@@ -65,8 +67,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value: Any = version("compress-lookup")
-    elif name == "evaluate":
-        value = importlib.import_module(".evaluate", __name__)
+    elif name in ("baselines", "evaluate"):
+        value = importlib.import_module(f".{name}", __name__)
     elif name in _MODULES:
         value = getattr(importlib.import_module(_MODULES[name], __name__), name)
     else:

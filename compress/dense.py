@@ -35,6 +35,11 @@ class DenseWeights:
     down: Tensor
     down_bias: Tensor | None
 
+    @property
+    def biased(self) -> bool:
+        """Whether any of the layers has a bias."""
+        return any(bias is not None for bias in (self.gate_bias, self.up_bias, self.down_bias))
+
     def hidden(self, x: Tensor, activation: str) -> Tensor:
         """Neuron outputs for x [N, d_in]: [N, f]."""
         hidden = ACTIVATIONS[activation](functional.linear(x, self.gate, self.gate_bias))

@@ -96,7 +96,7 @@ class LookupFFN(nn.Module):
             y = y + read_tables(self.tables, codes, weights)
         if self.neurons is not None:
             y = y + self.neurons(x)
-        return y.view(*shape[:-1], -1).to(dtype)
+        return y.view(*shape[:-1], self.geometry.d_out).to(dtype)
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
