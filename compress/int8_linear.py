@@ -29,8 +29,8 @@ class Int8Linear(nn.Module):
         self.values = nn.Parameter(torch.zeros(d_out, d_in, dtype=torch.int8), requires_grad=False)
         self.scale = nn.Parameter(torch.zeros(d_out, dtype=torch.float32), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(d_out, dtype=torch.float32), requires_grad=False) if bias else None
-        # Models ask their linears for `weight.dtype`, transformers for the number of outputs; whoever multiplies by this
-        # one fails on its shape.
+        # Models ask their linears for `weight.dtype`, transformers for the number of outputs; whoever multiplies by
+        # this one fails on its shape.
         self.register_buffer("weight", torch.empty(d_out, 0, device="cpu"), persistent=False)
 
     @classmethod
