@@ -16,6 +16,7 @@ from .evaluate.report import Report
 from .recipe import Recipe, restore_recipe
 
 LOOKUP = "LookupFFN"
+_SIZES = ("student", "tables", "bits", "rank", "neurons")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _report(folder: Path) -> Report:
     return Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
 
 
-def _recipe(journal: dict[str, Any], budget: float | None, settings: dict[str, int] | None) -> Recipe:
+def _recipe(journal: dict[str, Any], budget: float | None, settings: dict[str, int | str] | None) -> Recipe:
     """The checkpoint's recipe at another budget (None: at every site's own cost), a baseline's sizes in it."""
     stored = journal["recipe"]
     values = dict(stored["values"])
@@ -92,7 +93,7 @@ def _recipe(journal: dict[str, Any], budget: float | None, settings: dict[str, i
     if budget is not None:
         lookup["budget"] = budget
     if settings is not None:
-        lookup = {key: value for key, value in lookup.items() if key not in ("tables", "bits", "rank", "neurons")}
+        lookup = {key: value for key, value in lookup.items() if key not in _SIZES}
         lookup |= settings
         kept = [entry for entry in values.get("overrides", []) if entry.get("keep_dense")]
         own = journal["plan"]["costs"] if budget is None else {}

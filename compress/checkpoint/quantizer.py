@@ -20,9 +20,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CheckpointError, SiteError
-from ..lookup import LookupFFN, PackedLookupFFN, pack
 from ..sites import base_model, base_model_path, place
 from ..sites.linears import is_linear, widths
+from ..students import PackedStudent, Student, build_packed, pack
 from .format import METHOD, CheckpointConfig, Placement
 from .weights import check_dtypes, check_files, check_sizes
 
@@ -65,7 +65,7 @@ class LookupQuantizer(HfQuantizer):
                 raise self._misplaced(placement, problem)
         for placement in self.checkpoint.sites:
             with torch.device("meta"):
-                student = PackedLookupFFN(placement.geometry, placement.table_dtype, placement.hash_dtype)
+                student = build_packed(placement.geometry, placement.table_dtype, placement.hash_dtype)
             try:
                 place(base, placement.entry, placement.identities, student)
             except SiteError as error:
@@ -183,10 +183,10 @@ def _declared_dtype(name: str, parameter: nn.Parameter, dtype: torch.dtype) -> N
     )
 
 
-def _packed(student: nn.Module, placement: Placement) -> PackedLookupFFN:
-    if isinstance(student, LookupFFN) and student.geometry == placement.geometry:
+def _packed(student: nn.Module, placement: Placement) -> PackedStudent:
+    if isinstance(student, Student) and student.geometry == placement.geometry:
         return pack(student, placement.table_dtype, placement.hash_dtype)
-    if isinstance(student, PackedLookupFFN) and placement.fits(student):
+    if isinstance(student, PackedStudent) and placement.fits(student):
         return student
     raise CheckpointError(
         f"{placement.entry} is not the student that the model's quantization_config describes",
