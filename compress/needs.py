@@ -11,7 +11,7 @@ import sys
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from .baselines import FactorisedGeometry
+from .baselines.factorised import FactorisedGeometry
 from .checkpoint.side_files import is_model_file
 from .distill.layerwise import CACHE_BYTES, HELD_OUT_TOKENS, VISITS
 from .evaluate.quality import batch_tokens

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 import compress
 from compress import kernels
-from compress.baselines import FactorisedFFN, FactorisedGeometry, PackedFactorisedFFN
+from compress.baselines import FactorisedFFN, PackedFactorisedFFN
 from compress.baselines.factorisation import fit_factors, low_rank
-from compress.baselines.factorised import fill_factors, pack_factors
+from compress.baselines.factorised import FactorisedGeometry, fill_factors, pack_factors
 from compress.checkpoint import read_config
 from compress.conversion import convert
 from compress.dense import DenseWeights

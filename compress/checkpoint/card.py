@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..baselines import FactorisedGeometry
+from ..baselines.factorised import FactorisedGeometry
 from ..errors import CheckpointError
 from ..tasks import HEADS, task_named
 from .files import RESOLVED_RECIPE_FILE
