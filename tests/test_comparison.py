@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from compress.cli import app
+from compress.recipes.embedded import corpus
 from pico_tokenizer import save_pico
 from typer.testing import CliRunner
 
@@ -117,11 +118,12 @@ def test_the_frontier_is_the_same_comparison(checkpoint: Path) -> None:
 def test_the_frontier_needs_nothing_but_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    def load(data: DataSettings, *_: object) -> SimpleNamespace:  # tokens of it all would take half a minute
+    def load(data: DataSettings, *_: object) -> SimpleNamespace:  # to read all of it takes half a minute
         read.append(Path(str(data.path)).read_text())
         return SimpleNamespace(fingerprint="text")
 
     monkeypatch.setattr(conversions, "load_corpus", load)
+    monkeypatch.setattr(corpus, "collect", lambda: corpus.Corpus([corpus.Module("a.py", "a", "import b\n")], []))
     result = CliRunner().invoke(app, ["study", "frontier", "-o", str(tmp_path / "out"), "--dry-run"])
     assert result.exit_code == 0, result.output
     assert len(result.output.split()) == 2 + 3 * (1 + len(BASELINES))

@@ -12,12 +12,13 @@ import pytest
 import torch
 from compress.cli import app
 from pico_tokenizer import save_pico
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import compress
 from compress import kernels
 from compress.baselines import FactorisedFFN, PackedFactorisedFFN
+from compress.baselines.costs import Costs, costs
 from compress.baselines.factorisation import fit_factors, low_rank
 from compress.baselines.factorised import FactorisedGeometry, fill_factors, pack_factors
 from compress.checkpoint import read_config
@@ -98,6 +99,8 @@ def test_cost_and_bytes_are_those_of_the_tensors(gated: bool) -> None:
     assert stored_bytes(g, "int8", "int8") == sum(p.nbytes for p in packed.parameters())
     assert bytes_per_token(g, "int8", "int8") == stored_bytes(g, "int8", "int8")
     assert {n: (v.shape, v.dtype) for n, v in packed.state_dict().items()} == layout(g, "int8", "int8")
+    numbers = sum(parameter.numel() for parameter in packed.parameters())
+    assert costs(nn.Sequential(packed)) == Costs(cost(g), stored_bytes(g, "int8", "int8"), numbers)
     assert parse_geometry(json.loads(json.dumps(g.to_dict()))) == g
     wrong = [{"rank": 0}, {"rank": True}, {"activation": "none"}, {"student": "other"}, {"tables": 1}, {"d_in": -1}]
     for values in wrong:

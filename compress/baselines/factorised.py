@@ -18,6 +18,7 @@ from ..errors import CompressError
 from ..lookup import Geometry, LookupFFN, PackedLookupFFN, pack
 from ..lookup.budget import DenseGeometry, Sizes, activation_cost, check_fits, cost, stored_bytes
 from ..lookup.packed import HashDtype, TableDtype
+from .costs import Costs, costs
 
 KIND = "factors"
 
@@ -89,6 +90,12 @@ class _Factorised(nn.Module):
         """[..., d_in] -> [..., d_out], in the dtype of x; arithmetic is float32."""
         y: Tensor = self.get_submodule("down")(self.hidden(x.float()))
         return y.to(x.dtype)
+
+    def costs(self) -> Costs:
+        """Costs per token at batch 1."""
+        parts = [costs(self.get_submodule(name)) for name in self.geometry.parts]
+        activations = self.geometry.d_hidden * activation_cost(self.geometry.activation)
+        return sum(parts, Costs(activations, 0, 0))
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
