@@ -22,7 +22,7 @@ $(VENV)/.torch: | $(BIN)/python
 	touch $@
 
 SOURCES := pyproject.toml setup.py $(wildcard kernels/*.pyx kernels/*.c kernels/*.h)
-LAYOUT := $(sort $(wildcard compress/*.py compress/*/*.py cli/*.py recipes/*.py recipes/*.yaml recipes/*/*.py))
+LAYOUT := $(sort $(wildcard compress/*.py compress/*/*.py cli/*.py recipes/*.py recipes/*.yaml recipes/*/*.py recipes/*/*.yaml))
 
 # An editable install links files one by one, so the list of files is part of what it depends on.
 $(VENV)/.layout: FORCE | $(BIN)/python

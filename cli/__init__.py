@@ -17,6 +17,8 @@ from .recipes import recipes
 from .resume import resume
 from .run import run
 from .status import status
+from .study import study
+from .sweep import sweep
 from .verify import verify
 
 app = typer.Typer(
@@ -50,6 +52,7 @@ def _options(
 for _name, _command in (
     ("convert", convert), ("resume", resume), ("status", status), ("inspect", inspect), ("eval", evaluate),
     ("bench", bench), ("run", run), ("recipes", recipes), ("verify", verify), ("push", push), ("export", export),
+    ("sweep", sweep), ("study", study),
 ):  # fmt: skip
     app.command(_name)(_command)
 

@@ -35,22 +35,26 @@ class Commands(TyperGroup):
 
 
 @contextmanager
-def resumable(out: Path, trust_remote_code: bool = False) -> Iterator[Callable[[], bool]]:
+def resumable(
+    out: Path, trust_remote_code: bool = False, *, begun: Path = Path(".job", "journal.json"), how: str | None = None
+) -> Iterator[Callable[[], bool]]:
     """Let SIGINT and SIGTERM end a job in `out` behind a durable state, and tell how to go on.
 
+    begun: the file in `out` without which there is nothing to go on with.  how: the command that goes on.
     Gives what the job asks at every step. Where it does not come to ask, as in a long computation that is no step, it
     is ended after a few seconds behind its last durable state. A second signal ends the process at once.
     """
     from compress.distill.stopped import Stopped
 
     received: list[int] = []
-    how = resume_command(out, trust_remote_code)
+    how = resume_command(out, trust_remote_code) if how is None else how
+    mark = out / begun
 
     def begin(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for other in kept:
             signal.signal(other, signal.SIG_DFL)
-        if not _begun(out):
+        if not mark.exists():
             raise KeyboardInterrupt
         _say(f"\nending behind a durable state (again to end at once); continue with: {how}\n")
         signal.signal(signal.SIGALRM, lapse)
@@ -73,16 +77,12 @@ def resumable(out: Path, trust_remote_code: bool = False) -> Iterator[Callable[[
         yield asked
     except (KeyboardInterrupt, Stopped):
         what = "terminated" if received[:1] == [signal.SIGTERM] else "interrupted"
-        typer.echo(f"{what}; continue with: {how}" if _begun(out) else what, err=True)
+        typer.echo(f"{what}; continue with: {how}" if mark.exists() else what, err=True)
         raise typer.Exit(TERMINATED if what == "terminated" else INTERRUPTED) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in kept.items():
             signal.signal(number, handler)
-
-
-def _begun(out: Path) -> bool:
-    return (out / ".job" / "journal.json").exists()
 
 
 def _say(text: str) -> None:

@@ -18,7 +18,7 @@ def recipes(
     if name is None:
         width = max(map(len, bundled), default=0)
         for key, path in bundled.items():
-            typer.echo(f"{key:<{width}}  {_first_comment(path)}".rstrip())
+            typer.echo(f"{key:<{width}}  {first_comment(path)}".rstrip())
         return
     if name not in bundled:
         import difflib
@@ -33,6 +33,7 @@ def recipes(
     typer.echo(bundled[name].read_text(encoding="utf-8"), nl=False)
 
 
-def _first_comment(path: Path) -> str:
+def first_comment(path: Path) -> str:
+    """What a bundled file says of itself."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")

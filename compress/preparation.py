@@ -73,13 +73,17 @@ def prepare(source: str, recipe: Recipe, options: Mapping[str, Any]) -> Prepared
         check_reached(pretrained.model, taps, sample)
     fingerprints = {
         "library format": {"job": JOURNAL_VERSION, "checkpoint": FORMAT_VERSION},
-        "model": _hashes(pretrained.folder, _WEIGHTS),
-        "tokenizer": _hashes(pretrained.folder, _PROCESSOR),
+        **model_fingerprints(pretrained.folder),
         "data": corpus.fingerprint,
         "evaluation data": examples.fingerprint,
         **_stage_fingerprints(recipe),
     }
     return Prepared(recipe, pretrained, corpus, examples, plan, taps, fingerprints)
+
+
+def model_fingerprints(folder: Path) -> dict[str, dict[str, str]]:
+    """SHA-256 of the files that make a model, and of those that make its tokenizer."""
+    return {"model": _hashes(folder, _WEIGHTS), "tokenizer": _hashes(folder, _PROCESSOR)}
 
 
 def _hashes(folder: Path, patterns: Sequence[str]) -> dict[str, str]:

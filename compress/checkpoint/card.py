@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..baselines.factorised import FactorisedGeometry
 from ..errors import CheckpointError
 from ..tasks import HEADS, task_named
 from .files import RESOLVED_RECIPE_FILE
@@ -168,15 +169,12 @@ def _students(checkpoint: CheckpointConfig) -> str:
     ]
     for site in checkpoint.sites:
         g = site.geometry
-        lines.append(
-            f"| {site.name} | {g.tables} | {g.bits} | {g.projection} | {g.rank} | {g.neurons} "
-            f"| {site.table_dtype} | {site.hash_dtype} |"
-        )
+        sizes = (0, "-", "low-rank factors", g.rank, g.d_hidden) if isinstance(g, FactorisedGeometry) else (
+            g.tables, g.bits, g.projection, g.rank, g.neurons
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, (site.name, *sizes, site.table_dtype, site.hash_dtype)))} |")
     if checkpoint.int8:
-        lines += [
-            "",
-            "The other linear layers are in int8, and their inputs are rounded to it.",
-        ]
+        lines += ["", "The other linear layers are in int8, and their inputs are rounded to it."]
     return "\n".join(lines)
 
 

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, CompressError
-from ..lookup import Geometry, PackedLookupFFN
-from ..lookup.packed import HashDtype, TableDtype, packed_layout
+from ..lookup import Geometry
+from ..lookup.packed import HashDtype, TableDtype
 from ..sites import Site, to_base
+from ..students import PackedStudent, StudentGeometry, layout, parse_geometry
 from ..untrusted import read_json
 from .rest import Int8Rest
 
 METHOD = "lookup_ffn"
-FORMAT_VERSION = 2  # 1 knows no linear layers in int8
+FORMAT_VERSION = 2  # 1 had LookupFFN alone and the rest as it was, and is still what such a checkpoint says
 CONFIG_FILE = "config.json"
 
 _UPGRADE = "upgrade: pip install --upgrade compress-lookup"
@@ -32,12 +33,12 @@ class Placement:
     name: str  # the site's: its dense output linear
     entry: str  # the module that the student is
     identities: tuple[str, ...]  # modules that hand the student's answer on
-    geometry: Geometry
+    geometry: StudentGeometry
     table_dtype: TableDtype = "int8"
     hash_dtype: HashDtype = "int8"
 
     @classmethod
-    def of(cls, model: nn.Module, site: Site, student: PackedLookupFFN) -> Placement:
+    def of(cls, model: nn.Module, site: Site, student: PackedStudent) -> Placement:
         """Describe the place that `student` has at a site of `model`, whatever head the model has."""
         site = to_base(model, site)
         return cls(
@@ -51,11 +52,11 @@ class Placement:
 
     def layout(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Names, relative to the entry, shapes and dtypes of the student's tensors."""
-        return packed_layout(self.geometry, self.table_dtype, self.hash_dtype)
+        return layout(self.geometry, self.table_dtype, self.hash_dtype)
 
     def fits(self, student: nn.Module) -> bool:
         """Whether a packed student is the one described."""
-        return isinstance(student, PackedLookupFFN) and (
+        return isinstance(student, PackedStudent) and (
             (student.geometry, student.table_dtype, student.hash_dtype)
             == (self.geometry, self.table_dtype, self.hash_dtype)
         )
@@ -84,7 +85,7 @@ class Placement:
             name=values["name"],
             entry=values["entry"],
             identities=tuple(values["identities"]),
-            geometry=Geometry.from_dict(values["geometry"]),
+            geometry=parse_geometry(values["geometry"]),
             table_dtype=values["table_dtype"],
             hash_dtype=values["hash_dtype"],
         )
@@ -126,7 +127,7 @@ class CheckpointConfig:
         return {
             **self.extra,
             "quant_method": METHOD,
-            "format_version": FORMAT_VERSION if self.int8 else 1,
+            "format_version": self._version(),
             "source": self.source,
             "revision": self.revision,
             "rest_dtype": self.rest_dtype,
@@ -134,6 +135,10 @@ class CheckpointConfig:
             "sites": [placement.to_dict() for placement in self.sites],
             **({"int8": self.int8.to_dict()} if self.int8 else {}),
         }
+
+    def _version(self) -> int:
+        plain = not self.int8 and all(isinstance(site.geometry, Geometry) for site in self.sites)
+        return 1 if plain else FORMAT_VERSION
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str | None = None) -> CheckpointConfig:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckpointError, CompressError
-from ..lookup import PackedLookupFFN
 from ..models import model_class
 from ..quiet import transformers_bars_watched
 from ..sites import base_model, place
+from ..students import PackedStudent
 from .format import read_config, read_config_file
 from .rest import open_rest
 
@@ -67,7 +67,7 @@ def load(
         base = base_model(model)
         for placement in checkpoint.sites:
             packed = base.get_submodule(placement.entry)
-            assert isinstance(packed, PackedLookupFFN)
+            assert isinstance(packed, PackedStudent)
             place(base, placement.entry, (), packed.dequantised().eval())
         open_rest(model)
         model.hf_quantizer.opened = True

@@ -23,9 +23,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CheckpointError, SiteError
 from ..int8_linear import Int8Linear
-from ..lookup import LookupFFN, PackedLookupFFN, pack
+from ..lookup import LookupFFN
 from ..sites import Site, base_model, base_model_path, place, to_base
 from ..sites.linears import is_linear, widths
+from ..students import PackedStudent, Student, build_packed, pack
 from .format import METHOD, CheckpointConfig, Placement, public_name
 from .rest import stored_tensors
 from .weights import check_dtypes, check_files, check_sizes
@@ -69,7 +70,7 @@ class LookupQuantizer(HfQuantizer):
                 raise self._misplaced(placement, problem)
         for placement in self.checkpoint.sites:
             with torch.device("meta"):
-                student = PackedLookupFFN(placement.geometry, placement.table_dtype, placement.hash_dtype)
+                student = build_packed(placement.geometry, placement.table_dtype, placement.hash_dtype)
             try:
                 place(base, placement.entry, placement.identities, student)
             except SiteError as error:
@@ -211,10 +212,10 @@ def _declared_dtype(name: str, parameter: nn.Parameter, dtype: torch.dtype) -> N
     )
 
 
-def _packed(student: nn.Module, placement: Placement) -> PackedLookupFFN:
-    if isinstance(student, LookupFFN) and student.geometry == placement.geometry:
+def _packed(student: nn.Module, placement: Placement) -> PackedStudent:
+    if isinstance(student, Student) and student.geometry == placement.geometry:
         return pack(student, placement.table_dtype, placement.hash_dtype)
-    if isinstance(student, PackedLookupFFN) and placement.fits(student):
+    if isinstance(student, PackedStudent) and placement.fits(student):
         return student
     raise CheckpointError(
         f"{placement.entry} is not the student that the model's quantization_config describes",

@@ -125,7 +125,7 @@ def check_placements(model: nn.Module, placements: Sequence[Placement]) -> None:
     base = base_model(model)
     if not placements:
         raise CheckpointError("the model has no student", remedy="let the recipe convert at least one site")
-    described = set()
+    described: set[nn.Module] = set()
     for placement in placements:
         try:
             student = base.get_submodule(placement.entry)
@@ -136,7 +136,7 @@ def check_placements(model: nn.Module, placements: Sequence[Placement]) -> None:
                 f"there is no packed student of the described geometry at {placement.entry}", where=placement.name,
                 remedy="put the packed students in their places before the checkpoint is saved",
             )  # fmt: skip
-        described.add(student)
+        described.update(student.modules())
     for name, module in model.named_modules():
         if isinstance(module, PackedLookupFFN) and module not in described:
             raise CheckpointError(

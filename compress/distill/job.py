@@ -7,14 +7,14 @@ import json
 import os
 import shlex
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..durable import file_problem, file_record, replace_text, seal, sync, sync_tree, unseal
 from ..errors import JobError
+from ..lock import held, try_lock
 from .clock import Clock
 from .stopped import Stopped
 
@@ -23,7 +23,6 @@ FOLDER = ".job"
 STAGES = ("distill", "finetune", "pack", "evaluate")
 _ORDER = ("write", *STAGES)  # of units of work, by the first part of their names
 _JOURNAL, _COPY, _LOCK = "journal.json", "journal.copy.json", "lock"
-_LOCK_SECONDS = 0.5  # `running` of another process holds the lock for a moment
 _LAST = "config.json"  # published behind all others: without it a folder is no checkpoint
 
 
@@ -140,26 +139,14 @@ class Job:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the job alone; JobError where another process works on it. A process that ends, however, lets go."""
-        with open(self.folder / _LOCK, "a+") as file:
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while not _try_lock(file, fcntl.LOCK_EX):
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    holder = file.read().strip()
-                    raise JobError(
-                        "another process works on this job" + (f": {holder}" if holder else ""), where=str(self.out),
-                        remedy="wait for it, or end it; `compress status` shows its progress",
-                    )  # fmt: skip
-                time.sleep(0.05)
-            file.truncate(0)
-            file.write(f"process {os.getpid()}\n")
-            file.flush()
+        remedy = "wait for it, or end it; `compress status` shows its progress"
+        with held(self.folder / _LOCK, self.out, "this job", remedy):
             yield
 
     def running(self) -> bool:
         """Whether a process holds the job now."""
         with open(self.folder / _LOCK, "a+") as file:
-            return not _try_lock(file, fcntl.LOCK_SH)
+            return not try_lock(file, fcntl.LOCK_SH)
 
     def stopping(self) -> bool:
         """Whether the job was asked to stop; asked itself at every step."""
@@ -332,19 +319,11 @@ def _read_journal(text: str) -> dict[str, Any]:
     return unseal(text)
 
 
-def _try_lock(file: IO[str], kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def _remove_abandoned(out: Path) -> None:
     """Remove folders that killed processes were about to make `out` of."""
     for staging in out.parent.glob(f".{out.name}.creating-*"):
         with suppress(OSError), open(staging / FOLDER / _LOCK, "a+") as file:
-            if _try_lock(file, fcntl.LOCK_EX):
+            if try_lock(file, fcntl.LOCK_EX):
                 shutil.rmtree(staging, ignore_errors=True)
 
 

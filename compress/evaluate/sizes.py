@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..int8_linear import Int8Linear
-from ..lookup import LookupFFN, PackedLookupFFN
+from ..students import PackedStudent, Student
 
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # safetensors' names
 _FLOAT32 = 4
@@ -33,7 +33,7 @@ def stored_width(folder: Path | None) -> int:
 
 def stored_bytes(model: nn.Module, width: int) -> int:
     """Bytes of a model's files: floating-point weights have `width` bytes, but those of students and int8 layers."""
-    exact = (module for module in model.modules() if isinstance(module, (LookupFFN, PackedLookupFFN, Int8Linear)))
+    exact = (module for module in model.modules() if isinstance(module, Student | PackedStudent | Int8Linear))
     own = {id(parameter) for module in exact for parameter in module.parameters()}
     total = 0
     for tensor in _tensors(model):

@@ -1,32 +1,34 @@
-"""Plain values -> a validated Recipe; a mistake is told with its place, what was expected and the nearest known key."""
+"""Plain values -> validated settings; a mistake is told with its place, what was expected and the nearest known key."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError
 from .document import Document, KeyPath, dotted
-from .settings import VERSION, Recipe
+from .settings import VERSION
+
+Root = TypeVar("Root", bound=BaseModel)
 
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
-def validate(document: Document) -> Recipe:
-    """Check a document against the recipe's settings. Raises RecipeError for the first mistake, naming the others."""
+def validate(document: Document, root: type[Root]) -> Root:
+    """Check a document against the settings of `root`. Raises RecipeError for the first mistake, naming the others."""
     _check_version(document)
     try:
-        return Recipe.model_validate(document.values)
+        return root.model_validate(document.values)
     except ValidationError as error:
         mistakes: dict[KeyPath, tuple[str, str]] = {}
         for detail in error.errors(include_url=False):
             path = _written_path(detail["loc"], document.values)
-            mistakes.setdefault(path, _explain(path, detail))
+            mistakes.setdefault(path, _explain(root, path, detail))
         first, *others = sorted(mistakes, key=lambda path: (document.place(path).order, dotted(path)))
         message, remedy = mistakes[first]
         if others:
@@ -38,15 +40,19 @@ def _check_version(document: Document) -> None:
     version = document.values.get("version")
     where = document.where(("version",))
     if version is None:
-        raise RecipeError("the recipe has no version", where=document.name, remedy=f"add `version: {VERSION}`")
+        raise RecipeError(
+            f"the {document.noun} has no version", where=document.name, remedy=f"add `version: {VERSION}`"
+        )
     if type(version) is int and version > VERSION:
         raise RecipeError(
-            f"the recipe is of version {version}; this program reads version {VERSION}",
+            f"the {document.noun} is of version {version}; this program reads version {VERSION}",
             where=where,
-            remedy="upgrade compress-lookup, or write the recipe for this version",
+            remedy="upgrade compress-lookup, or write it for this version",
         )
     if type(version) is not int or version != VERSION:
-        raise RecipeError(f"{_shown(version)} is no recipe version", where=where, remedy=f"write `version: {VERSION}`")
+        raise RecipeError(
+            f"{_shown(version)} is no {document.noun} version", where=where, remedy=f"write `version: {VERSION}`"
+        )
 
 
 def _written_path(location: tuple[int | str, ...], values: Any) -> KeyPath:
@@ -60,22 +66,22 @@ def _written_path(location: tuple[int | str, ...], values: Any) -> KeyPath:
     return tuple(path)
 
 
-def _explain(path: KeyPath, detail: Any) -> tuple[str, str]:
+def _explain(root: type[BaseModel], path: KeyPath, detail: Any) -> tuple[str, str]:
     key = dotted(path)
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        return f"unknown key `{key}`", _nearest(path)
+        return f"unknown key `{key}`", _nearest(root, path)
     if kind == "refused":
         return detail["msg"], detail["ctx"]["remedy"]
-    return f"`{key}` must be {expected(_annotation_at(path))}; it is {_shown(value)}", _remedy(path, value)
+    return f"`{key}` must be {expected(_annotation_at(root, path))}; it is {_shown(value)}", _remedy(root, path, value)
 
 
-def _remedy(path: KeyPath, value: Any) -> str:
+def _remedy(root: type[BaseModel], path: KeyPath, value: Any) -> str:
     """Propose the literal that was meant, or the default."""
-    close = difflib.get_close_matches(str(value), _literals(_annotation_at(path)), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(value), _literals(_annotation_at(root, path)), n=1, cutoff=0.6)
     if close:
         return f"did you mean `{close[0]}`?"
-    field = _section_at(path[:-1]).model_fields.get(str(path[-1]))
+    field = _section_at(root, path[:-1]).model_fields.get(str(path[-1]))
     if field is None:
         return "change or remove this entry"
     if isinstance(field.default, str | int | float) and path[0] != "overrides":
@@ -89,8 +95,8 @@ def _literals(annotation: Any) -> list[str]:
     return [name for inner in get_args(annotation) for name in _literals(inner)]
 
 
-def _nearest(path: KeyPath) -> str:
-    section = _section_at(path[:-1])
+def _nearest(root: type[BaseModel], path: KeyPath) -> str:
+    section = _section_at(root, path[:-1])
     known = list(section.model_fields)
     name = str(path[-1])
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -98,7 +104,7 @@ def _nearest(path: KeyPath) -> str:
         return f"did you mean `{dotted((*path[:-1], close[0]))}`?"
     homes = [
         other
-        for other, field in Recipe.model_fields.items()
+        for other, field in root.model_fields.items()
         if isinstance(field.annotation, type)
         and issubclass(field.annotation, BaseModel)
         and name in field.annotation.model_fields
@@ -108,8 +114,8 @@ def _nearest(path: KeyPath) -> str:
     return f"known here: {', '.join(known)}"
 
 
-def _section_at(path: KeyPath) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
+def _section_at(root: type[BaseModel], path: KeyPath) -> type[BaseModel]:
+    section = root
     for part in path:
         if isinstance(part, str):
             section = _section_in(section.model_fields[part].annotation) or section
@@ -122,14 +128,14 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for inner in get_args(annotation) if (found := _section_in(inner))), None)
 
 
-def _annotation_at(path: KeyPath) -> Any:
+def _annotation_at(root: type[BaseModel], path: KeyPath) -> Any:
     """Find what a key accepts, bounds included; an index leads to the elements of a list."""
-    annotation: Any = Recipe
+    annotation: Any = root
     for part in path:
         if get_origin(annotation) is dict:
             annotation = get_args(annotation)[1]
         elif isinstance(part, str):
-            field = (_section_in(annotation) or Recipe).model_fields[part]
+            field = (_section_in(annotation) or root).model_fields[part]
             annotation = field.annotation
             if field.metadata:
                 annotation = Annotated[annotation, *field.metadata]

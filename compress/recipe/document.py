@@ -71,6 +71,7 @@ class Document:
     name: str
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, Place] = field(default_factory=dict)
+    noun: str = "recipe"  # what is read, in messages
 
     def place(self, path: KeyPath) -> Place:
         """Find the place of a key, or of the nearest section around it where the key is not written."""
@@ -90,13 +91,13 @@ def dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
 
 
-def read_document(text: str, name: str) -> Document:
-    """Read a recipe's text; `name` stands for the file in messages. Raises RecipeError."""
-    document = Document(name)
+def read_document(text: str, name: str, noun: str = "recipe") -> Document:
+    """Read a recipe's text, or a study's; `name` stands for the file in messages. Raises RecipeError."""
+    document = Document(name, noun=noun)
     values = _Builder(document, lambda line: Place(line, f"{name}:{line}")).read(text)
     if not isinstance(values, dict):
         raise RecipeError(
-            "the recipe is empty" if values is None else "a recipe is a mapping of keys and values",
+            f"the {noun} is empty" if values is None else f"a {noun} is a mapping of keys and values",
             where=name,
             remedy="begin with `version: 1`; `compress recipes` lists recipes to start from",
         )

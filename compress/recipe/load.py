@@ -6,7 +6,7 @@ import copy
 import difflib
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,23 +34,30 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     A path inside it starts at the recipe file and cannot leave that file's folder, also not by a link; one given by an
     override, or to a bundled recipe, is the user's own and starts at the working directory.
     """
-    bundled = bundled_recipes()
-    path = Path(recipe).expanduser()
-    if not path.is_file() and str(recipe) in bundled:
-        return parse_recipe(bundled[str(recipe)].read_text(encoding="utf-8"), str(recipe), overrides=overrides)
+    text, folder = find_text(recipe, bundled_recipes(), "recipe")
+    return parse_recipe(text, str(recipe), folder=folder, overrides=overrides)
+
+
+def find_text(given: str | Path, bundled: Mapping[str, Path], noun: str) -> tuple[str, Path | None]:
+    """Read a file, or a bundled one by its name; its text and its folder, None where it is bundled.
+
+    Raises RecipeError where there is neither.
+    """
+    path = Path(given).expanduser()
+    if not path.is_file() and str(given) in bundled:
+        return bundled[str(given)].read_text(encoding="utf-8"), None
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig"), path.parent
     except OSError as error:
-        close = difflib.get_close_matches(str(recipe), bundled, n=1)
+        close = difflib.get_close_matches(str(given), bundled, n=1)
         raise RecipeError(
-            f"cannot read the recipe {recipe}: {error.strerror or error}",
-            where=str(recipe),
-            remedy=f"did you mean the bundled recipe {close[0]}?" if close
-            else f"give a YAML file or a bundled recipe: {', '.join(bundled)}",
+            f"cannot read the {noun} {given}: {error.strerror or error}",
+            where=str(given),
+            remedy=f"did you mean the bundled {noun} {close[0]}?" if close
+            else f"give a YAML file or a bundled {noun}: {', '.join(bundled)}",
         ) from None  # fmt: skip
     except UnicodeDecodeError:
-        raise RecipeError("the recipe is not UTF-8 text", where=str(recipe), remedy="save it as UTF-8") from None
-    return parse_recipe(text, str(recipe), folder=path.parent, overrides=overrides)
+        raise RecipeError(f"the {noun} is not UTF-8 text", where=str(given), remedy="save it as UTF-8") from None
 
 
 def parse_recipe(text: str, name: str, *, folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -61,7 +68,7 @@ def parse_recipe(text: str, name: str, *, folder: Path | None = None, overrides:
     document = read_document(text, name)
     for assignment in overrides:
         apply_override(document, assignment)
-    recipe = validate(_with_paths(document, folder))
+    recipe = validate(with_paths(document, folder), Recipe)
     recipe._text = text
     return recipe
 
@@ -71,15 +78,18 @@ def restore_recipe(values: dict[str, Any], text: str, name: str, overrides: Sequ
     document = Document(name, copy.deepcopy(values))
     for assignment in overrides:
         apply_override(document, assignment)
-    recipe = validate(_with_paths(document, None))
+    recipe = validate(with_paths(document, None), Recipe)
     recipe._text = text
     return recipe
 
 
-def _with_paths(document: Document, folder: Path | None) -> Document:
-    for key in _PATHS:
-        holder: Any = document.values.get(key[0])
-        path = holder.get(key[1]) if isinstance(holder, dict) else None
+def with_paths(document: Document, folder: Path | None, paths: Sequence[tuple[str, ...]] = _PATHS) -> Document:
+    """Make paths absolute, in place; those written in a file cannot leave its folder. Raises RecipeError."""
+    for key in paths:
+        holder: Any = document.values
+        for part in key[:-1]:
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        path = holder.get(key[-1]) if isinstance(holder, dict) else None
         if not isinstance(path, str) or not path:
             continue
         own = folder is None or document.place(key).text.startswith("--set")
@@ -88,15 +98,16 @@ def _with_paths(document: Document, folder: Path | None) -> Document:
                 if not own and not is_hub_id(re.split("[:@]", path.removeprefix(HUB))[0]):
                     raise _Outside(path)  # the library for data sets would read a folder of this machine
             else:
-                holder[key[1]] = _located(path) if own or folder is None else _located_in(path, folder)
+                holder[key[-1]] = _located(path) if own or folder is None else _located_in(path, folder)
         except (OSError, ValueError, RuntimeError) as error:  # too long, a null, someone without a home
             raise RecipeError(
                 f"no path: {error}", where=document.where(key), remedy="give a file, a folder or a glob"
             ) from None
         except _Outside as outside:
             raise RecipeError(
-                f"{outside} lies outside the recipe's folder: a recipe cannot name it", where=document.where(key),
-                remedy=f"put it beside the recipe, or give it on the command line: --set {'.'.join(key)}=PATH",
+                f"{outside} lies outside the {document.noun}'s folder: a {document.noun} cannot name it",
+                where=document.where(key),
+                remedy=f"put it beside the {document.noun}, or give it on the command line: --set {'.'.join(key)}=PATH",
             ) from None  # fmt: skip
     return document
 

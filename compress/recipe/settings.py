@@ -24,17 +24,19 @@ def _integral(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _tuple(value: Any) -> Any:
+def to_tuple(value: Any) -> Any:
+    """A list of YAML as a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
-def _refusal(message: str, remedy: str) -> PydanticCustomError:
+def refusal(message: str, remedy: str) -> PydanticCustomError:
+    """A mistake in the words that the user is to read."""
     return PydanticCustomError("refused", "{message}", {"message": message, "remedy": remedy})
 
 
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
-        raise _refusal(f"{value} is not a power of two", f"choose {1 << value.bit_length() - 1}, say")
+        raise refusal(f"{value} is not a power of two", f"choose {1 << value.bit_length() - 1}, say")
     return value
 
 
@@ -43,7 +45,7 @@ Count = Annotated[Whole, Ge(0)]
 Positive = Annotated[Whole, Ge(1)]
 PositiveNumber = Annotated[float, Gt(0)]
 Auto = Literal["auto"]
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(to_tuple)]
 
 
 class Section(BaseModel):
@@ -62,6 +64,7 @@ class SitesSettings(Section):
 class LookupSettings(Section):
     """Sizes and choices of the students; `auto` fills what is left of `budget` and `memory`."""
 
+    student: Literal["lookup", "factors"] = "lookup"
     budget: PositiveNumber = 0.25  # multiply-adds over the dense FFN's
     memory: PositiveNumber = 4.0  # stored bytes over the dense FFN's in int8
     tables: Count | Auto = "auto"
@@ -81,17 +84,17 @@ class Override(LookupSettings):
     """
 
     sites: Names | None = None
-    layers: Annotated[tuple[Whole, ...], BeforeValidator(_tuple)] | None = None
+    layers: Annotated[tuple[Whole, ...], BeforeValidator(to_tuple)] | None = None
     keep_dense: bool = False
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if bool(self.sites) == bool(self.layers):
-            raise _refusal("the override does not say which sites it is for", "give it either `sites` or `layers`")
+            raise refusal("the override does not say which sites it is for", "give it either `sites` or `layers`")
         if not self.changes and not self.keep_dense:
-            raise _refusal("the override changes nothing", "give it keys of `lookup`, or keep_dense: true")
+            raise refusal("the override changes nothing", "give it keys of `lookup`, or keep_dense: true")
         if self.changes and self.keep_dense:
-            raise _refusal(f"sites that stay dense have no {', '.join(self.changes)}", "keep the one or the other")
+            raise refusal(f"sites that stay dense have no {', '.join(self.changes)}", "keep the one or the other")
         return self
 
     @property
@@ -119,15 +122,15 @@ class DataSettings(Section):
     def _one_place(self) -> Self:
         if self.source == "hub":
             if self.path is not None:
-                raise _refusal("source: hub does not read `path`", "give `name`, or another source")
+                raise refusal("source: hub does not read `path`", "give `name`, or another source")
             if self.name is None:
-                raise _refusal("source: hub needs a data set", "give its id as `name`")
+                raise refusal("source: hub needs a data set", "give its id as `name`")
         elif self.source == "teacher" and (self.path is not None or self.name is not None):
-            raise _refusal("source: teacher reads no data: the dense model writes it", "leave out `path` and `name`")
+            raise refusal("source: teacher reads no data: the dense model writes it", "leave out `path` and `name`")
         elif self.name is not None:
-            raise _refusal(f"source: {self.source} does not read `name`", "give `path`, or source: hub")
+            raise refusal(f"source: {self.source} does not read `name`", "give `path`, or source: hub")
         if self.fields and self.source != "jsonl":
-            raise _refusal(f"source: {self.source} does not read `fields`", "leave them out, or give source: jsonl")
+            raise refusal(f"source: {self.source} does not read `fields`", "leave them out, or give source: jsonl")
         return self
 
 
@@ -175,7 +178,7 @@ class EvalSettings(Section):
     def _names(self) -> Self:
         for task in self.tasks:
             if "/" in task or task.endswith((".yaml", ".yml")):  # such files run code, and recipes come from strangers
-                raise _refusal(f"`{task}` is no name of a task", "name one; a file is given with compress eval --task")
+                raise refusal(f"`{task}` is no name of a task", "name one; a file is given with compress eval --task")
         return self
 
 
@@ -185,7 +188,7 @@ class Recipe(Section):
     version: Whole
     sites: SitesSettings = SitesSettings()
     lookup: LookupSettings = LookupSettings()
-    overrides: Annotated[tuple[Override, ...], BeforeValidator(_tuple)] = ()
+    overrides: Annotated[tuple[Override, ...], BeforeValidator(to_tuple)] = ()
     data: DataSettings = DataSettings()
     fit: FitSettings = FitSettings()
     distill: DistillSettings = DistillSettings()

@@ -1,0 +1,154 @@
+"""The settings of each kind of study; sections are read as a recipe's are."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from ..recipe.settings import Count, Positive, PositiveNumber, Section, Whole, refusal, to_tuple
+
+Width = Literal["float32", "bfloat16", "int8"]
+Scalar = str | bool | int | float | None
+Value = Scalar | Annotated[tuple[Scalar, ...], BeforeValidator(to_tuple)]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise refusal(f"`{value}` cannot name a folder", "use letters, digits, `-`, `_` and `.`, and no blanks")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Seeds = Annotated[tuple[Count, ...], BeforeValidator(to_tuple)]
+
+
+def _distinct(names: list[str], key: str) -> None:
+    """Raise a refusal where two cells would have one folder."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise refusal(f"two entries of {key} have the name `{twice}`", "give each a name of its own")
+
+
+class ModelSettings(Section):
+    """The encoder: RoBERTa's, with the FFNs of the cell."""
+
+    layers: Positive = 4
+    hidden: Positive = 256
+    heads: Positive = 4
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.hidden % self.heads:
+            raise refusal(f"{self.heads} heads do not divide hidden: {self.hidden}", "choose other numbers")
+        return self
+
+
+class TextSettings(Section):
+    """The text. `path`: file, folder or glob of texts; without it the source of Python's standard library."""
+
+    path: str | None = None
+    vocabulary: Annotated[Whole, Ge(261), Le(1 << 16)] = 2048  # of a byte-level BPE that is learned from it
+    sequence_length: Annotated[Whole, Ge(8)] = 128
+    holdout: Annotated[float, Gt(0), Lt(1)] = 0.04  # of a text that is given; the library's modules have their sides
+    held_out_tokens: Positive = 65_536  # at most, of the held-out text
+
+
+class LearningRates(Section):
+    """The peak step size in a model with FFNs of a kind; `tables`: of a LookupFFN's tables."""
+
+    vanilla: PositiveNumber = 1e-3
+    slide: PositiveNumber = 1e-3
+    mongoose: PositiveNumber = 1e-3
+    lookup: PositiveNumber = 1e-3
+    tables: PositiveNumber = 1e-3
+
+
+class TrainingSettings(Section):
+    """The schedule, the same for every cell."""
+
+    steps: Positive = 1000
+    batch: Positive = 16  # sequences
+    learning_rate: LearningRates = LearningRates()
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.1  # of the steps
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    mask: Annotated[float, Gt(0), Lt(1)] = 0.15
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast
+
+
+class TimingSettings(Section):
+    """What is timed behind the training, on the CPU."""
+
+    batches: Annotated[tuple[Positive, ...], BeforeValidator(to_tuple)] = (1, 16)  # sequences
+    seconds: Annotated[float, Ge(0)] = 2.0  # a measurement, at least; 0: nothing is timed
+
+
+class SystemCell(Section):
+    """A point of the table: a kind of FFN with its sizes. `seeds`: in place of the study's."""
+
+    name: Name
+    ffn: Literal["vanilla", "slide", "mongoose", "lookup"]
+    settings: dict[str, Scalar] = Field(default={})
+    seeds: Seeds | None = None
+
+
+class PretrainingStudy(Section):
+    """Masked-language models trained from scratch, one for each system and seed."""
+
+    version: Whole
+    kind: Literal["pretraining"]
+    model: ModelSettings = ModelSettings()
+    data: TextSettings = TextSettings()
+    training: TrainingSettings = TrainingSettings()
+    timing: TimingSettings = TimingSettings()
+    seeds: Seeds = (0,)
+    reference: str | None = None  # the point that times are compared with; by default the widest vanilla one
+    cells: Annotated[tuple[SystemCell, ...], BeforeValidator(to_tuple)] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.cells:
+            raise refusal("the study has no cells", "list them: cells: [{name: dense, ffn: vanilla}]")
+        _distinct([cell.name for cell in self.cells], "cells")
+        return self
+
+
+class ConversionCell(Section):
+    """A way to spend the budget: values of the recipe that all its cells have."""
+
+    name: Name
+    set: dict[str, Value] = Field(default={})
+
+
+class ConversionStudy(Section):
+    """Conversions of one model by one recipe: each system at every combination of the axes' values."""
+
+    version: Whole
+    kind: Literal["conversion"]
+    model: str | None = None
+    recipe: str
+    data: str | None = None
+    axes: dict[str, Annotated[tuple[Value, ...], BeforeValidator(to_tuple)]] = Field(default={})
+    dense: Annotated[tuple[Width, ...], BeforeValidator(to_tuple)] = ()  # the dense model itself, in these widths
+    systems: Annotated[tuple[ConversionCell, ...], BeforeValidator(to_tuple)] = (ConversionCell(name="LookupFFN"),)
+    max_loss: Annotated[float, Ge(0)] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for key, values in self.axes.items():
+            if not values or len({repr(value) for value in values}) < len(values):
+                raise refusal(f"the values of `{key}` are none, or one is given twice", "list each value once")
+        _distinct([system.name for system in self.systems], "systems")
+        return self
+
+    def points(self) -> list[dict[str, Value]]:
+        """Every combination of the axes' values, the last axis changing fastest."""
+        return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
+
+
+Study = PretrainingStudy | ConversionStudy
+KINDS: dict[str, type[Any]] = {"pretraining": PretrainingStudy, "conversion": ConversionStudy}
