@@ -188,6 +188,12 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
+def public_name(source: str) -> str:
+    """Name the source: a hub id without its revision; of a folder only its name, which tells nothing of the machine."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source.partition("@")[0]
+
+
 def read_config_file(folder: Path) -> dict[str, Any]:
     """Parse `config.json` of a model folder. Raises CheckpointError where it is missing or no JSON object."""
     path = folder / CONFIG_FILE

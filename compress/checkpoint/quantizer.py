@@ -6,11 +6,13 @@ Importing this module imports transformers.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import __version__
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -20,10 +22,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CheckpointError, SiteError
-from ..sites import base_model, base_model_path, place
+from ..sites import Site, base_model, base_model_path, place, to_base
 from ..sites.linears import is_linear, widths
 from ..students import PackedStudent, Student, build_packed, pack
-from .format import METHOD, CheckpointConfig, Placement
+from .format import METHOD, CheckpointConfig, Placement, public_name
 from .weights import check_dtypes, check_files, check_sizes
 
 if TYPE_CHECKING:
@@ -146,6 +148,21 @@ def attach(model: nn.Module, checkpoint: CheckpointConfig) -> None:
     model.hf_quantizer = LookupQuantizer(config, pre_quantized=True)  # type: ignore[assignment]
     model.config.quantization_config = config  # type: ignore[union-attr]
     model.is_quantized, model.quantization_method = True, METHOD  # type: ignore[assignment]
+
+
+def attach_students(model: PreTrainedModel, sites: Sequence[Site]) -> None:
+    """Do the same for a model with trainable float32 students at `sites`, which are stored as they are."""
+    placements = []
+    for site in sites:
+        student = model.get_submodule(site.entry)
+        assert isinstance(student, Student)
+        site = to_base(model, site)
+        placements.append(
+            Placement(site.name, site.entry, site.identities, student.geometry, "float32", "float32")
+        )  # fmt: skip
+    source = getattr(model.config, "name_or_path", None) or type(model).__name__
+    attach(model, CheckpointConfig(public_name(source), None, tuple(placements), transformers=__version__))
+    model.hf_quantizer.opened = True  # type: ignore[union-attr]
 
 
 def register() -> None:
