@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import checkpoints
+import converted
 import pytest
 import torch
 from compress.cli import app
@@ -21,13 +22,15 @@ from compress.baselines import FactorisedFFN, PackedFactorisedFFN
 from compress.baselines.costs import Costs, costs
 from compress.baselines.factorisation import fit_factors, low_rank
 from compress.baselines.factorised import FactorisedGeometry, fill_factors, pack_factors
-from compress.checkpoint import read_config
+from compress.checkpoint import Placement, read_config, save_checkpoint
 from compress.conversion import convert
 from compress.dense import DenseWeights
 from compress.errors import CheckpointError, CompressError
 from compress.lookup.budget import DenseGeometry, Sizes
 from compress.lookup.fit import SiteData
-from compress.students import bytes_per_token, cost, layout, parse_geometry, stored_bytes
+from compress.models import load_pretrained
+from compress.sites import example_inputs, find_sites, swap
+from compress.students import bytes_per_token, cost, layout, pack, parse_geometry, stored_bytes
 
 
 def dense_ffn(d: int = 12, f: int = 40, gated: bool = False, seed: int = 0) -> DenseWeights:
@@ -198,6 +201,7 @@ def test_reports_count_factors(checkpoint: Path) -> None:
     assert f"rank {geometry.rank}, neurons {geometry.d_hidden}" in shown.output
     assert "low-rank factors" in shown.output
     card = (checkpoint / "README.md").read_text()
+    assert "with low-rank factors" in card
     assert f"| low-rank factors | {geometry.rank} | {geometry.d_hidden} |" in card
 
 
@@ -221,3 +225,27 @@ def test_sizes_that_factors_do_not_have_are_refused(checkpoint: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 2
     assert "low-rank factors have no tables" in result.output
+
+
+def test_both_kinds_stand_in_one_model(tmp_path: Path) -> None:
+    source = load_pretrained(str(converted.dense_folder(tmp_path / "dense", "bert")))
+    first, second = find_sites(source.model)
+    torch.manual_seed(0)
+    factors = FactorisedFFN(second.d_in, d_hidden=second.d_hidden, activation=second.activation)
+    placements = []
+    for site, student in ((first, converted.student(source.model, first)), (second, factors)):
+        packed = pack(student, "int8", "int8").eval()
+        swap(source.model, site, packed)
+        placements.append(Placement.of(source.model, site, packed))
+    (tmp_path / "out").mkdir()
+    save_checkpoint(
+        tmp_path / "out", model=source.model, source=source, placements=placements, recipe_text="", resolved_recipe="",
+        report=None, probe_batch=example_inputs(source.model),
+    )  # fmt: skip
+    model = compress.load(tmp_path / "out")
+    ids = torch.arange(20)[None] % 40
+    with torch.no_grad():
+        expected = source.model(input_ids=ids).last_hidden_state
+        assert torch.equal(model(input_ids=ids).last_hidden_state, expected)
+    assert read_config(tmp_path / "out").to_dict()["format_version"] == 2
+    assert costs(model).multiply_adds == sum(cost(placement.geometry) for placement in placements)

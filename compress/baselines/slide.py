@@ -87,7 +87,7 @@ class SlideFFN(VanillaFFN):
         for start, neurons in zip(range(0, x.shape[0], self.chunk), found, strict=True):
             part, ids = x[start : start + self.chunk], neurons.nonzero().view(-1)
             computed += ids.numel() * part.shape[0]
-            answers.append(self.mix(self.neurons(part, ids), self.down[ids]))
+            answers.append(self.mix(self.neurons(part, ids), self.down.index_select(0, ids)))
         self._count(computed, x.shape[0])
         return torch.cat(answers) if answers else self.mix(self.neurons(x), self.down)  # no tokens
 

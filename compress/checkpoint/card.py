@@ -89,10 +89,13 @@ def _introduction(folder: Path, checkpoint: CheckpointConfig) -> str:
     source, count = checkpoint.source, len(checkpoint.sites)
     made_from = f"[{source}](https://huggingface.co/{source})" if checkpoint.from_hub else f"`{source}`"
     revision = f", revision `{checkpoint.revision}`" if checkpoint.revision else ""
+    factorised = all(isinstance(site.geometry, FactorisedGeometry) for site in checkpoint.sites)
+    kind = "low-rank factors" if factorised else "LookupFFN"
     text = (
-        f"# {source.rpartition('/')[2]} with LookupFFN\n\n"
+        f"# {source.rpartition('/')[2]} with {kind}\n\n"
         f"Made from {made_from}{revision}: {count} feed-forward network{'s' if count > 1 else ''} replaced by "
-        "LookupFFN students, distilled from the dense ones, to run fast on a CPU. `recipe.yaml` is the recipe, "
+        f"{'' if factorised else 'LookupFFN '}students, distilled from the dense ones, to run fast on a CPU. "
+        "`recipe.yaml` is the recipe, "
         "`recipe.resolved.yaml` has every value filled in, `report.json` the whole report."
     )
     if (folder / SOURCE_README_FILE).exists():

@@ -23,7 +23,6 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CheckpointError, SiteError
 from ..int8_linear import Int8Linear
-from ..lookup import LookupFFN
 from ..sites import Site, base_model, base_model_path, place, to_base
 from ..sites.linears import is_linear, widths
 from ..students import PackedStudent, Student, build_packed, pack
@@ -167,7 +166,7 @@ def attach_students(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     placements = []
     for site in sites:
         student = model.get_submodule(site.entry)
-        assert isinstance(student, LookupFFN)
+        assert isinstance(student, Student)
         site = to_base(model, site)
         placements.append(
             Placement(site.name, site.entry, site.identities, student.geometry, "float32", "float32")
