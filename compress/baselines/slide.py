@@ -10,7 +10,7 @@ from .buckets import Buckets
 from .costs import Costs
 from .retrieval import Retrieval, measure
 from .schedule import GrowingSchedule, Schedule
-from .vanilla import VanillaFFN, whole
+from .vanilla import VanillaFFN, check_real, check_whole
 
 
 class SlideFFN(VanillaFFN):
@@ -40,11 +40,9 @@ class SlideFFN(VanillaFFN):
         rebuild_growth: float = 0.1,
     ) -> None:
         super().__init__(d_in, d_out, d_hidden=d_hidden, activation=activation, gated=gated, bias=bias)
-        for key, value, least, most in (
-            ("bits", bits, 0, 16), ("tables", tables, 1, 1 << 12), ("chunk", chunk, 1, 1 << 24),
-            ("rebuild_every", rebuild_every, 1, 1 << 24),
-        ):  # fmt: skip
-            whole("size of hash tables", key, value, least, most)
+        check_whole(0, 16, bits=bits)
+        check_whole(1, tables=tables, chunk=chunk, rebuild_every=rebuild_every)
+        check_real(0, 10, rebuild_growth=rebuild_growth)
         self.chunk = chunk
         self.buckets = Buckets(self.d_hidden, d_in + bias, bits, tables)
         self.schedule: Schedule = GrowingSchedule(rebuild_every, rebuild_growth)
