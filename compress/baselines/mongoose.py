@@ -50,6 +50,10 @@ class MongooseFFN(SlideFFN):
         """Put the neurons, as they are now, into their buckets, by the projection as it is now."""
         self.buckets.build(self.keys(), getattr(self, "projection", None))
 
+    def code_parameters(self) -> list[Tensor]:
+        """Parameters that the neurons' codes depend on, now or after the next rebuild."""
+        return [*super().code_parameters(), self.projection]
+
     def output(self, x: Tensor) -> Tensor:
         """[N, d_in] -> [N, d_out]."""
         y = super().output(x)
