@@ -37,6 +37,11 @@ def replace_ffn(model: nn.Module, kind: str = "lookup", *, keep_weights: bool = 
             "a LookupFFN cannot start from dense weights as they are", where="keep_weights",
             remedy="distil one from the pretrained model: compress convert MODEL RECIPE",
         )  # fmt: skip
+    if keep_weights and "d_hidden" in settings:
+        raise CompressError(
+            "keep_weights takes the dense FFN's own neurons, so there is no d_hidden to choose", where="keep_weights",
+            remedy="leave d_hidden out, or start from scratch",
+        )  # fmt: skip
     sites = find_sites(model)
     for site in sites:
         check_replaceable(site)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompressError
 from .schedule import DriftSchedule
 from .slide import SlideFFN
 from .triplet import attach, triplet_loss
+from .vanilla import check_real, check_whole
 
 PAIRS = 16  # positives, and negatives, that a token brings to the loss at most
 
@@ -38,11 +38,9 @@ class MongooseFFN(SlideFFN):
         threshold: float = 0.3,
         **settings: Any,
     ) -> None:
-        for key, value, most in (("top", top, 1.0), ("margin", margin, 2.0), ("threshold", threshold, 1.0)):
-            if not 0 < value <= most:
-                raise CompressError(
-                    f"{key} = {value!r} is out of range", where=key, remedy=f"choose more than 0, at most {most}"
-                )
+        check_whole(1, samples=samples, check_every=check_every)
+        check_real(0, 1, top=top, threshold=threshold)
+        check_real(0, 2, margin=margin)
         super().__init__(d_in, d_out, **settings)
         self.top, self.samples, self.margin = top, samples, margin
         self.schedule = DriftSchedule(check_every, threshold)
@@ -51,6 +49,10 @@ class MongooseFFN(SlideFFN):
     def rebuild(self) -> None:
         """Put the neurons, as they are now, into their buckets, by the projection as it is now."""
         self.buckets.build(self.keys(), getattr(self, "projection", None))
+
+    def code_parameters(self) -> list[Tensor]:
+        """Parameters that the neurons' codes depend on, now or after the next rebuild."""
+        return [*super().code_parameters(), self.projection]
 
     def output(self, x: Tensor) -> Tensor:
         """[N, d_in] -> [N, d_out]."""

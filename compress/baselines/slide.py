@@ -10,7 +10,7 @@ from .buckets import Buckets
 from .costs import Costs
 from .retrieval import Retrieval, measure
 from .schedule import GrowingSchedule, Schedule
-from .vanilla import VanillaFFN, whole
+from .vanilla import VanillaFFN, check_real, check_whole
 
 
 class SlideFFN(VanillaFFN):
@@ -40,17 +40,15 @@ class SlideFFN(VanillaFFN):
         rebuild_growth: float = 0.1,
     ) -> None:
         super().__init__(d_in, d_out, d_hidden=d_hidden, activation=activation, gated=gated, bias=bias)
-        for key, value, least, most in (
-            ("bits", bits, 0, 16), ("tables", tables, 1, 1 << 12), ("chunk", chunk, 1, 1 << 24),
-            ("rebuild_every", rebuild_every, 1, 1 << 24),
-        ):  # fmt: skip
-            whole("size of hash tables", key, value, least, most)
+        check_whole(0, 16, bits=bits)
+        check_whole(1, tables=tables, chunk=chunk, rebuild_every=rebuild_every)
+        check_real(0, 10, rebuild_growth=rebuild_growth)
         self.chunk = chunk
         self.buckets = Buckets(self.d_hidden, d_in + bias, bits, tables)
         self.schedule: Schedule = GrowingSchedule(rebuild_every, rebuild_growth)
         # Neurons computed, summed over tokens, and tokens: in training, and in evaluation since the last training step.
         self.register_buffer("computed", torch.zeros(2, 2, dtype=torch.int64))
-        self._seen: list[int] | None = None  # versions of the parameters at the last training step
+        self._seen: list[int] | None = None  # what codes depended on at the last training step
         self.rebuild()
 
     computed: Tensor
@@ -76,7 +74,7 @@ class SlideFFN(VanillaFFN):
 
     def output(self, x: Tensor) -> Tensor:
         """[N, d_in] -> [N, d_out]."""
-        if self.training and torch.is_grad_enabled():
+        if self.training:
             self._train_step()
         with torch.no_grad():
             found = self.buckets.retrieve(self.query(x), self.chunk)  # [N / chunk, f]
@@ -91,9 +89,17 @@ class SlideFFN(VanillaFFN):
         self._count(computed, x.shape[0])
         return torch.cat(answers) if answers else self.mix(self.neurons(x), self.down)  # no tokens
 
+    def code_parameters(self) -> list[Tensor]:
+        """Parameters that the neurons' codes depend on, now or after the next rebuild."""
+        return list(self.gate.parameters())
+
     def _train_step(self) -> None:
-        """What is due before a forward pass in training; the same weights again (accumulation, recomputation): none."""
-        seen = [parameter._version for parameter in self.parameters()]
+        """What is due before a forward pass in training, once for the same parameters.
+
+        Accumulation of gradients and recomputation in the backward pass run the same ones again, and must find the same
+        tables. Parameters are known by a sum over their bits: fused optimisers leave no other trace.
+        """
+        seen = [int(_bits(parameter.detach()).sum()) for parameter in self.code_parameters()]
         if seen == self._seen:
             return
         self._seen = seen
@@ -157,3 +163,7 @@ class SlideFFN(VanillaFFN):
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
         return f"{super().extra_repr()}, chunk={self.chunk}"
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])

@@ -35,8 +35,7 @@ class VanillaFFN(nn.Module):
         super().__init__()
         self.d_in, self.d_out = d_in, d_in if d_out is None else d_out
         self.d_hidden = 4 * d_in if d_hidden is None else d_hidden
-        for key in ("d_in", "d_out", "d_hidden"):
-            whole("size", key, getattr(self, key), 1)
+        check_whole(1, d_in=self.d_in, d_out=self.d_out, d_hidden=self.d_hidden)
         if activation not in ACTIVATIONS:
             raise CompressError(
                 f"unknown activation {activation!r}", where="activation",
@@ -118,9 +117,19 @@ def _rows(linear: nn.Linear, x: Tensor, ids: Tensor | None) -> Tensor:
     return functional.linear(x, linear.weight.index_select(0, ids), bias)
 
 
-def whole(kind: str, key: str, value: object, least: int, most: int = 1 << 24) -> None:
-    """Raise CompressError unless a setting is a whole number from `least` to `most`."""
-    if type(value) is not int or not least <= value <= most:
-        raise CompressError(
-            f"{key} = {value!r} is no {kind}", where=key, remedy=f"choose a whole number from {least} to {most}"
-        )
+def check_whole(least: int, most: int = 1 << 24, **settings: object) -> None:
+    """Raise CompressError unless settings are whole numbers from `least` to `most`."""
+    for key, value in settings.items():
+        if type(value) is not int or not least <= value <= most:
+            raise CompressError(
+                f"{key} = {value!r} is out of range", where=key, remedy=f"choose a whole number from {least} to {most}"
+            )
+
+
+def check_real(least: float, most: float, **settings: float) -> None:
+    """Raise CompressError unless settings are numbers from `least` to `most`."""
+    for key, value in settings.items():
+        if not isinstance(value, int | float) or not least <= value <= most:
+            raise CompressError(
+                f"{key} = {value!r} is out of range", where=key, remedy=f"choose a number from {least} to {most}"
+            )
