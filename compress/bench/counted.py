@@ -19,6 +19,9 @@ from .machine import Memory
 from .systems import Setup, tokens
 
 
+_WARM_UP = 10  # calls, of which the first prepare weights and make the interpreter specialise its code
+
+
 def main() -> None:
     """Run every segment."""
     work = json.loads(sys.stdin.readline())
@@ -39,7 +42,7 @@ def run(segment: Segment, layers: Sequence[nn.Module], width: int, memory: Memor
     """Run a segment on all layers but the last, which only warms up code and interpreter."""
     *timed, spare = layers
     warm, *rest = (tokens(segment.tokens, width, segment.inputs, seed) for seed in range(len(layers)))
-    for layer in layers:  # prepares weights, once
+    for layer in [*timed, *[spare] * _WARM_UP]:
         layer(warm)
     gc.collect()
     gc.disable()

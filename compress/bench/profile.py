@@ -16,6 +16,7 @@ from .systems import NOTHING, PAPER, SLIDE, SLIDE_SKEWED, SYSTEMS, Setup, arithm
 
 FORMAT = 1
 BATCHES = (1, 16, 128, 512)
+_NOT_COUNTED = Counts("none", None, None, (None, None, None))
 STATES: tuple[State, ...] = ("cold", "warm")
 
 
@@ -86,10 +87,9 @@ def profile(
         rate = machine.pop("streaming_rate")
         latency += [{"threads": machine.pop("threads", count), "streaming_rate": rate, **row} for row in result["rows"]]
     del variants
-    counted: list[tuple[Segment, Counts]] = []
-    if counter is not None:
-        passes = list(segments(batches, counter.most_tokens, left_out))
-        counted = list(zip(passes, counter.count(setup.to_dict(), passes, levels), strict=True))
+    passes = list(segments(batches, None if counter is None else counter.most_tokens, left_out))
+    counts = [_NOT_COUNTED] * len(passes) if counter is None else counter.count(setup.to_dict(), passes, levels)
+    counted = list(zip(passes, counts, strict=True))
     return {
         "format": FORMAT,
         "machine": machine,
@@ -107,9 +107,13 @@ def profile(
 def segments(batches: Sequence[int], most_tokens: int | None, left_out: dict[str, str]) -> Iterator[Segment]:
     """The passes to count, a system's together; `left_out` takes the batch sizes that would take too long."""
     sizes = [size for size in batches if most_tokens is None or size <= most_tokens]
+    if not sizes:
+        left_out["counts"] = f"a simulation of more than {most_tokens} tokens takes too long"
+        return
     if omitted := [str(size) for size in batches if size not in sizes]:
         left_out[f"counts at {', '.join(omitted)} tokens"] = f"a simulation of more than {most_tokens} takes too long"
-    for system in (NOTHING, *SYSTEMS):
+    yield Segment(NOTHING, sizes[0])
+    for system in SYSTEMS:
         for tokens in sizes:
             yield from (Segment(system, tokens, "even", state) for state in STATES)
         if system in (SLIDE, PAPER):

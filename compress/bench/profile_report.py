@@ -68,26 +68,31 @@ def _latency(result: Mapping[str, Any], threads: int) -> Table:
 
 def _counts(result: Mapping[str, Any]) -> Table:
     made = table(
-        "Counts of a layer's pass",
-        ["", "tokens", "inputs", "caches", "instructions", "references", *(f"missed {level}" for level in LEVELS),
-         *(f"hits to {level}" for level in LEVELS), "source"],
-    )  # fmt: skip
+        f"Counts of a layer's pass, by {_source(result)}: bytes that miss a level, and references served up to it",
+        ["", "tokens", "inputs", "caches", "instructions", "references", *(f"{level} level" for level in LEVELS)],
+    )
     line = result["caches"]["levels"][0]["line"]
     for row in result["counts"]:
-        missed, references = row["missed"], row["references"]
-        shares = ["" if miss is None or not references else f"{100 * max(0, 1 - miss / references):.1f} %"
-                  for miss in missed]  # fmt: skip
+        references = row["references"]
+        levels = [
+            "" if miss is None or not references
+            else f"{bytes_text(line * miss)}, {100 * max(0, 1 - miss / references):.1f} %"
+            for miss in row["missed"]
+        ]  # fmt: skip
         made.add_row(
             NAMES[row["system"]], str(row["tokens"]), row["inputs"], row["state"], _count(row["instructions"]),
-            _count(references), *("" if miss is None else bytes_text(line * miss) for miss in missed), *shares,
-            row["source"],
+            _count(references), *levels,
         )  # fmt: skip
     return made
 
 
+def _source(result: Mapping[str, Any]) -> str:
+    return result["counts"][0]["source"].replace("none", "nothing, see below")
+
+
 def _energy(result: Mapping[str, Any]) -> Table:
     made = table(
-        f"Energy a token, an estimate ({result['energy_source']})",
+        f"Energy a token, an estimate ({result['energy_source']}; counts by {_source(result)})",
         ["", "tokens", "caches", *(f"{part}{' level' if part in LEVELS else ''}" for part in _PARTS), "total",
          "dense float32 over it"],
     )  # fmt: skip
