@@ -18,7 +18,6 @@ from .counters import Mark, Segment
 from .machine import Memory
 from .systems import Setup, tokens
 
-
 _WARM_UP = 10  # calls, of which the first prepare weights and make the interpreter specialise its code
 
 

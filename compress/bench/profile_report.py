@@ -87,7 +87,8 @@ def _counts(result: Mapping[str, Any]) -> Table:
 
 
 def _source(result: Mapping[str, Any]) -> str:
-    return result["counts"][0]["source"].replace("none", "nothing, see below")
+    source = next((row["source"] for row in result["counts"]), "none")
+    return "nothing (see below)" if source == "none" else source
 
 
 def _energy(result: Mapping[str, Any]) -> Table:
