@@ -47,10 +47,8 @@ def run(segment: Segment, layers: Sequence[nn.Module], width: int, memory: Memor
     gc.disable()
     memory.sweep()
     _mark("prepare")
-    if segment.state == "warm":
-        for layer in timed:
-            layer(warm)
-    spare(warm)
+    for layer in timed if segment.state == "warm" else [spare]:
+        layer(warm)
     _mark("start")
     for layer, x in zip(timed, rest, strict=True):
         layer(x)

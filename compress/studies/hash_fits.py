@@ -97,9 +97,9 @@ class Projections:
     def notes(self, points: Sequence[Point]) -> list[str]:
         """What an error is, and BH4 beside the best of the others that cost no more."""
         return [
-            "Error: of the matrix that the projection multiplies by, up to a scale, which no bit depends on, relative to "
-            "the target, in the Frobenius norm; 0 is exact, 1 no better than nothing. Low rank is the singular value "
-            f"decomposition, dense exact; the others are trained for {self.study.steps} steps.",
+            "Error: of the matrix that the projection multiplies by, up to a scale, which no bit depends on, relative "
+            "to the target, in the Frobenius norm; 0 is exact, 1 no better than nothing. Low rank is the singular "
+            f"value decomposition, dense exact; the others are trained for {self.study.steps} steps.",
             *(note for key in _TARGETS for note in compared(points, key)),
         ]
 
