@@ -12,6 +12,7 @@ import typer
 from compress.errors import CompressError
 
 from .options import Threads, TrustRemoteCode
+from .profile import draw_profile, run_profile, show_profile
 from .show import console
 
 
@@ -47,6 +48,15 @@ def bench(
         bool, typer.Option("--whole", help="The whole model of a checkpoint, not its FFNs alone; PyTorch and OpenVINO.")
     ] = False,
     shape: Annotated[str, typer.Option(metavar="BxT,...", help="With --whole: sequences x tokens.")] = "1x16,32x32",
+    profile: Annotated[
+        bool, typer.Option("--profile", help="The paper's profile: dense, SLIDE and LookupFFN; time, misses, energy.")
+    ] = False,
+    counters: Annotated[
+        str, typer.Option(metavar="C", help="With --profile: perf, cachegrind (valgrind) or none.")
+    ] = "auto",
+    caches: Annotated[
+        str | None, typer.Option(metavar="K,M,M", help="With --profile: caches to simulate; by default the machine's.")
+    ] = None,
     only: Annotated[str | None, typer.Option(metavar="NAME,...", help="Dense variants to measure.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Of measuring a batch size, at least three rounds.")] = 6.0,
     json_file: Annotated[
@@ -63,7 +73,7 @@ def bench(
     Weights and rows come from memory: caches are swept before every pass. ONNX Runtime, OpenVINO and torchao take part
     where they are installed. With --whole, models run as in a process that runs nothing else.
     """
-    _refuse_ignored(context, checkpoint, whole)
+    _refuse_ignored(context, checkpoint, whole, profile)
     if whole:
         _whole(checkpoint, against, shape, json_file, seconds, threads, trust_remote_code)
         return
@@ -73,24 +83,32 @@ def bench(
     from compress.evaluate.latency import threads_set
 
     batches = _batches(batch)
+    dense = {"hidden": hidden, "intermediate": intermediate or 4 * hidden, "gated": gated, "activation": activation}
+    sizes = {
+        "tables": tables, "bits": bits, "projection": projection, "block": block, "rank": rank, "neurons": neurons,
+        "read": read,
+    }  # fmt: skip
     wanted = DENSE if only is None else tuple(only.split(","))
     if unknown := [name for name in wanted if name not in DENSE]:
         raise CompressError(f"unknown variant {unknown[0]}", where="--only", remedy=f"choose of {', '.join(DENSE)}")
     _check_writable(json_file)
     if report is not None:
         can_draw()
+    if profile:
+        result = run_profile(
+            dense, sizes, budget, (table_dtype, hash_dtype), batches=batches if _given(context, "batch") else None,
+            threads=threads, layers=layers, seconds=seconds, counters=counters, caches=caches,
+        )  # fmt: skip
+        _give(result, json_file, show_profile)
+        if report is not None:
+            draw_profile(result, report)
+        return
     with threads_set(threads) as count:
         if checkpoint is not None:
             stacks = of_checkpoint(checkpoint, against, count, wanted, trust_remote_code=trust_remote_code)
         else:
-            dense = {"hidden": hidden, "intermediate": intermediate or 4 * hidden, "gated": gated}
-            sizes = {
-                "tables": tables, "bits": bits, "projection": projection, "block": block, "rank": rank,
-                "neurons": neurons, "read": read,
-            }  # fmt: skip
             student = budget if tables is None else sizes
-            dtypes = table_dtype, hash_dtype
-            stacks = of_sizes({**dense, "activation": activation}, student, layers, count, wanted, *dtypes)
+            stacks = of_sizes(dense, student, layers, count, wanted, table_dtype, hash_dtype)
         result = stacks.measure(batches, seconds)
     _give(result, json_file, _show)
     if report is not None:
@@ -101,19 +119,30 @@ def bench(
 _OF_ALL = {"checkpoint", "json_file", "seconds", "threads", "trust_remote_code"}
 _OF_WHOLE = {*_OF_ALL, "whole", "shape", "against"}
 _OF_CHECKPOINT = {*_OF_ALL, "against", "batch", "only", "report"}
-_NOT_OF_SIZES = {"whole", "shape", "against"}
+_NOT_OF_PROFILE = {"checkpoint", "against", "whole", "shape", "only", "trust_remote_code"}
+_NOT_OF_SIZES = {"whole", "shape", "against", "counters", "caches"}
 
 
-def _refuse_ignored(context: typer.Context, checkpoint: str | None, whole: bool) -> None:
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_ignored(context: typer.Context, checkpoint: str | None, whole: bool, profile: bool) -> None:
     """Raise CompressError for an option that means nothing beside the others that are given."""
     for parameter in context.command.params:
         name = str(parameter.name)
-        source = context.get_parameter_source(name)
-        if source is None or source.name != "COMMANDLINE":
+        if not _given(context, name):
             continue
-        used = name in _OF_WHOLE if whole else name in _OF_CHECKPOINT if checkpoint else name not in _NOT_OF_SIZES
+        if profile:
+            kind, used = "with --profile", name not in _NOT_OF_PROFILE
+        elif whole:
+            kind, used = "with --whole", name in _OF_WHOLE
+        elif checkpoint:
+            kind, used = "of a checkpoint's FFNs", name in _OF_CHECKPOINT
+        else:
+            kind, used = "of random layers", name not in _NOT_OF_SIZES
         if not used:
-            kind = "with --whole" if whole else "of a checkpoint's FFNs" if checkpoint else "of random layers"
             raise CompressError(
                 f"{parameter.opts[0]} means nothing in a measurement {kind}", where=parameter.opts[0],
                 remedy="leave it out; compress bench --help",

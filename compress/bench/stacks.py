@@ -20,6 +20,7 @@ from ..sites import find_sites, site_weights
 from .contestants import dense_variants, student_variants
 from .layers import dense_layers, random_students
 from .run import bench
+from .systems import Setup
 
 _MANY_TOKENS = 10_000_000  # of training: what conversions give a student that has seen enough data
 
@@ -55,20 +56,8 @@ def of_sizes(
     student: the cost of one that conversions ship, or a geometry's own sizes. Without a `table_dtype` students of every
     width take part. Raises CompressError for sizes or dtypes that do not fit.
     """
-    if sizes["activation"] not in ACTIVATIONS:
-        raise CompressError(
-            f"unknown activation {sizes['activation']!r}", where="--activation",
-            remedy=f"choose one of {', '.join(ACTIVATIONS)}",
-        )  # fmt: skip
-    width = sizes["hidden"]
-    dense = DenseGeometry(width, sizes["intermediate"], width, sizes["gated"], sizes["activation"])
-    if isinstance(student, Mapping):
-        geometry = Geometry(width, width, gated=dense.gated, activation=dense.activation, **student)
-    else:
-        geometry = fill(
-            dense, Sizes(student, memory=LookupSettings().memory), _MANY_TOKENS, _MANY_TOKENS * 100, table_dtype="int8",
-            hash_dtype="int8", projection="hadamard", block=64, read="top1",
-        )  # fmt: skip
+    dense = _dense(sizes)
+    geometry = _student(dense, student)
     kinds = dict(_kinds(table_dtype, hash_dtype))
 
     def maker(kind: tuple[TableDtype, HashDtype]) -> Callable[[], Sequence[PackedLookupFFN]]:
@@ -82,6 +71,36 @@ def of_sizes(
         threads,
         wanted,
     )
+
+
+def profiled(
+    sizes: Mapping[str, Any], paper: Mapping[str, Any], budget: float, table_dtype: str | None, hash_dtype: str | None
+) -> Setup:
+    """What a profile measures: the dense FFN's sizes as those of `of_sizes`, the paper's student by its own sizes.
+
+    Beside it stands the student of cost `budget` that conversions ship. Raises as `of_sizes` does.
+    """
+    dense = _dense(sizes)
+    tables, matrices = next(kind for _, kind in _kinds(table_dtype or "int8", hash_dtype))
+    return Setup(dense, _student(dense, paper), _student(dense, budget), tables, matrices)
+
+
+def _dense(sizes: Mapping[str, Any]) -> DenseGeometry:
+    if sizes["activation"] not in ACTIVATIONS:
+        raise CompressError(
+            f"unknown activation {sizes['activation']!r}", where="--activation",
+            remedy=f"choose one of {', '.join(ACTIVATIONS)}",
+        )  # fmt: skip
+    return DenseGeometry(sizes["hidden"], sizes["intermediate"], sizes["hidden"], sizes["gated"], sizes["activation"])
+
+
+def _student(dense: DenseGeometry, student: float | Mapping[str, Any]) -> Geometry:
+    if isinstance(student, Mapping):
+        return Geometry(dense.d_in, dense.d_out, gated=dense.gated, activation=dense.activation, **student)
+    return fill(
+        dense, Sizes(student, memory=LookupSettings().memory), _MANY_TOKENS, _MANY_TOKENS * 100, table_dtype="int8",
+        hash_dtype="int8", projection="hadamard", block=64, read="top1",
+    )  # fmt: skip
 
 
 def _kinds(table_dtype: str | None, hash_dtype: str | None) -> Iterator[tuple[str, tuple[TableDtype, HashDtype]]]:

@@ -119,11 +119,11 @@ class ACDCProjection(nn.Module):
     weight [R, layers, 2, D]: A at index 0, D at index 1; bias [H * t].
     """
 
-    def __init__(self, d_in: int, padded: int, hash_bits: int) -> None:
+    def __init__(self, d_in: int, padded: int, hash_bits: int, layers: int = ACDC_LAYERS) -> None:
         super().__init__()
         self.d_in, self.padded, self.hash_bits = d_in, padded, hash_bits
         repeats = math.ceil(hash_bits / padded)
-        self.weight = nn.Parameter(torch.randn(repeats, ACDC_LAYERS, 2, padded))
+        self.weight = nn.Parameter(torch.randn(repeats, layers, 2, padded))
         self.bias = nn.Parameter(torch.zeros(hash_bits))
 
     def forward(self, x: Tensor) -> Tensor:

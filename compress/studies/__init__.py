@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import CompressError
 from .load import bundled_studies, load_study, parse_study
 from .runner import Grid, Outcome, run_grid
-from .settings import ConversionStudy, PretrainingStudy, Study
+from .settings import ConversionStudy, PretrainingStudy, ProjectionsStudy, Study
 
 __all__ = [
-    "ConversionStudy", "Outcome", "PretrainingStudy", "Study", "bundled_studies", "grid_of", "load_study",
-    "parse_study", "run_study",
+    "ConversionStudy", "Outcome", "PretrainingStudy", "ProjectionsStudy", "Study", "bundled_studies", "grid_of",
+    "load_study", "parse_study", "run_study",
 ]  # fmt: skip
 
 
@@ -37,6 +38,12 @@ def grid_of(study: Study, *, data: str | None = None, **options: Any) -> Grid:
 
         chosen = study if data is None else study.model_copy(update={"data": data})
         return Conversions.of_study(chosen, **options)
+    if isinstance(study, ProjectionsStudy):
+        from .hash_fits import Projections
+
+        if data is not None:
+            raise CompressError("a study of projections needs no data", where="--data", remedy="leave it out")
+        return Projections(study, **options)
     from .pretraining import Pretraining
 
     if data is not None:

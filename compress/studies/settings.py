@@ -25,6 +25,7 @@ def _name(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 Seeds = Annotated[tuple[Count, ...], BeforeValidator(to_tuple)]
+Sizes = Annotated[tuple[Positive, ...], BeforeValidator(to_tuple)]
 
 
 def _distinct(names: list[str], key: str) -> None:
@@ -150,5 +151,34 @@ class ConversionStudy(Section):
         return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
 
 
-Study = PretrainingStudy | ConversionStudy
-KINDS: dict[str, type[Any]] = {"pretraining": PretrainingStudy, "conversion": ConversionStudy}
+class ProjectionSizes(Section):
+    """The sizes at which each projection is fitted; none leaves it out."""
+
+    lowrank: Sizes = (8, 16, 32, 64)  # rank
+    hadamard: Sizes = (16, 64)  # rank of the code
+    bh4: Sizes = (4, 8, 16, 32)  # block
+    acdc: Sizes = (1, 4, 8)  # layers
+
+
+class ProjectionsStudy(Section):
+    """The hash's projections, each fitted to a random map and to neurons of a model, by default the embedded one."""
+
+    version: Whole
+    kind: Literal["projections"]
+    model: str | None = None
+    site: str | None = None  # whose neurons; by default the first
+    sizes: ProjectionSizes = ProjectionSizes()
+    steps: Positive = 300
+    seed: Count = 0
+
+    @model_validator(mode="after")
+    def _distinct_sizes(self) -> Self:
+        for kind, sizes in self.sizes:
+            _distinct([str(size) for size in sizes], f"sizes.{kind}")
+        return self
+
+
+Study = PretrainingStudy | ConversionStudy | ProjectionsStudy
+KINDS: dict[str, type[Any]] = {
+    "pretraining": PretrainingStudy, "conversion": ConversionStudy, "projections": ProjectionsStudy
+}  # fmt: skip
