@@ -105,7 +105,7 @@ class PretrainingStudy(Section):
     training: TrainingSettings = TrainingSettings()
     timing: TimingSettings = TimingSettings()
     seeds: Seeds = (0,)
-    reference: str | None = None  # the point that times are compared with; by default the widest vanilla one
+    reference: str | None = None  # the vanilla cell that times are compared with; by default one of width 4 d
     cells: Annotated[tuple[SystemCell, ...], BeforeValidator(to_tuple)] = ()
 
     @model_validator(mode="after")
