@@ -323,7 +323,7 @@ def test_mongoose_finds_more_of_the_large_neurons_with_no_more_retrieved() -> No
 
 
 def test_mongoose_rehashes_less_often_than_slide() -> None:
-    """In the same training, whose learning rate falls as it does everywhere; and it finds as much with no more retrieved."""
+    """In the same training, with a learning rate that falls; and it finds as much with no more retrieved."""
     found = []
     for kind in HASHED:
         torch.manual_seed(0)
