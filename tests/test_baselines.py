@@ -114,6 +114,10 @@ def test_shapes_and_dtypes(kind: type[VanillaFFN]) -> None:
         assert ffn(torch.randn(shape)).shape == (*shape[:-1], 24)
     with torch.no_grad():
         assert ffn.eval()(torch.randn(3, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    with torch.inference_mode():
+        ffn(torch.randn(3, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        ffn.train()(torch.randn(3, 16)).sum().backward()
     narrow = kind(16).to(torch.bfloat16)
     narrow(torch.randn(3, 16, dtype=torch.bfloat16)).sum().backward()
     assert narrow.gate.weight.grad is not None
@@ -319,7 +323,7 @@ def test_mongoose_finds_more_of_the_large_neurons_with_no_more_retrieved() -> No
 
 
 def test_mongoose_rehashes_less_often_than_slide() -> None:
-    """In the same training, whose learning rate falls as it does everywhere; and its tables are hardly less fresh."""
+    """In the same training, with a learning rate that falls; and it finds as much with no more retrieved."""
     found = []
     for kind in HASHED:
         torch.manual_seed(0)
@@ -329,8 +333,8 @@ def test_mongoose_rehashes_less_often_than_slide() -> None:
     slide, mongoose = found
     assert slide.training_steps == mongoose.training_steps == 400
     assert 0 < mongoose.rebuilds < slide.rebuilds
-    assert mongoose.recall > slide.recall
-    assert mongoose.retrieved_per_token <= 1.1 * slide.retrieved_per_token
+    assert mongoose.retrieved_per_token <= slide.retrieved_per_token
+    assert mongoose.recall > slide.recall - 0.05
     assert mongoose.outdated < 0.3
 
 
@@ -339,8 +343,10 @@ def test_the_cost_of_rebuilding_is_counted() -> None:
     train(slide, 3)
     one = 64 * 4 * 5 * 17  # additions: the projection is +1 and -1
     assert slide.statistics().rebuild_multiply_adds == 3 * one / 2
-    mongoose = MongooseFFN(16, bits=4, tables=5, check_every=1, threshold=1.0)
+    assert slide.statistics().learning_multiply_adds == 0
+    mongoose = MongooseFFN(16, bits=4, tables=5, check_every=1, threshold=1.0, samples=8)
     train(mongoose, 3)
+    assert mongoose.statistics().learning_multiply_adds == 3 * (8 * 64 * 17 + 2 * 72 * 20 * 17 + 3 * 8 * 64 * 20)
     assert mongoose.statistics().rebuilds == 0
     assert mongoose.statistics().rebuild_multiply_adds == 3 * one / 4  # a look is at every fourth neuron
 

@@ -167,3 +167,9 @@ def test_every_activation_runs(activation: str) -> None:
 def test_impossible_sizes_are_refused(wrong: dict) -> None:
     with pytest.raises(CompressError):
         LookupFFN(48, **wrong)
+
+
+def test_no_tokens() -> None:
+    ffn = LookupFFN(16, 24, tables=2, bits=3, block=4)
+    for shape in ((0, 16), (2, 0, 16)):
+        assert ffn(torch.randn(shape)).shape == (*shape[:-1], 24)

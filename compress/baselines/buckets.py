@@ -34,7 +34,8 @@ class Buckets(nn.Module):
     def code(self, x: Tensor, constant: bool) -> Tensor:
         """Codes of vectors [N, width], int64 [N, L]; with `constant`, x [N, width - 1] stands before a coordinate 1."""
         p = self.projection
-        z = functional.linear(x, p[:, :-1], p[:, -1]) if constant else functional.linear(x, p)
+        with torch.autocast(x.device.type, enabled=False):  # a rebuild outside of it must give the same codes
+            z = functional.linear(x, p[:, :-1], p[:, -1]) if constant else functional.linear(x, p)
         powers = 1 << torch.arange(self.bits, device=x.device)
         return ((z > 0).view(x.shape[0], self.tables, self.bits) * powers).sum(-1)
 

@@ -81,3 +81,13 @@ class MongooseFFN(SlideFFN):
         """Multiply-adds of all rebuilds and all looks at drift in training so far."""
         share = 1 / max(1, self.buckets.bits)
         return (self.schedule.rebuilds + self.schedule.checks * share) * self.d_hidden * self.hash_cost
+
+    def learning_cost(self) -> float:
+        """Multiply-adds spent in training so far on learning the hash, if every batch had `samples` tokens.
+
+        Inner products with all neurons; projections and similarities, backward too.
+        """
+        bits, width = self.projection.shape
+        products = self.samples * self.d_hidden * width
+        projections = 2 * (self.samples + self.d_hidden) * bits * width  # of the gradient only the projection's
+        return float(self.schedule.steps * (products + projections + 3 * self.samples * self.d_hidden * bits))

@@ -21,6 +21,7 @@ class Retrieval:
     training_steps: int
     rebuilds: int  # in training
     rebuild_multiply_adds: float  # in training, all of them together: hashing all neurons, and finding out when
+    learning_multiply_adds: float  # in training, on learning the hash
     outdated: float  # share of the neurons' codes, over all tables, that a rebuild would change now
     largest_over_mean: float  # size of the largest bucket of any table over the mean size
     buckets_used: float  # share of the buckets that hold a neuron
@@ -59,6 +60,7 @@ def measure(ffn: SlideFFN, x: Tensor | None, top: float) -> Retrieval:
         training_steps=ffn.schedule.steps,
         rebuilds=ffn.schedule.rebuilds,
         rebuild_multiply_adds=ffn.rebuild_cost(),
+        learning_multiply_adds=ffn.learning_cost(),
         outdated=ffn.outdated(),
         largest_over_mean=(sizes.max() / sizes.double().mean()).item(),
         buckets_used=(sizes > 0).double().mean().item(),

@@ -144,6 +144,10 @@ class SlideFFN(VanillaFFN):
         """Multiply-adds of all rebuilds in training so far."""
         return self.schedule.rebuilds * self.d_hidden * self.hash_cost
 
+    def learning_cost(self) -> float:
+        """Multiply-adds spent in training so far on learning the hash."""
+        return 0.0
+
     def outdated(self) -> float:
         """Share of the neurons' codes, over all tables, that a rebuild would change."""
         return self.buckets.changed(self.keys(), slice(None))
