@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +11,9 @@ import typer
 
 from compress.errors import CompressError
 
+from .failures import resumable
 from .options import Threads, TrustRemoteCode
-from .show import console, show_report
+from .show import show_report
 
 
 def evaluate(
@@ -58,8 +61,9 @@ def evaluate(
 
     With --task, scores of tasks too; where there is no data, the tasks alone.
 
-    With --against-baselines, beside the same budget spent on pruned neurons instead: every baseline is fitted and
-    distilled as the checkpoint was, which takes as long as its conversion, and can be stopped and continued.
+    With --against-baselines, beside the same budget spent on pruned neurons or low-rank factors instead, and beside the
+    dense model in int8: every baseline is fitted and distilled as the checkpoint was, which takes as long as its
+    conversion, and can be stopped and continued. The runs are a study's cells, as those of `compress study frontier`.
     """
     from compress.evaluate import evaluate as measure
 
@@ -91,7 +95,7 @@ def _refuse_beside_baselines(*given: object) -> None:
             "baselines are converted and measured as the checkpoint was, which leaves other options no meaning",
             where="--against-baselines",
             remedy="give only --budgets, --output, --threads and --trust-remote-code with it; the numbers go to "
-            "comparison.json in the folder",
+            "table.csv in the folder",
         )
 
 
@@ -99,16 +103,19 @@ def _compare(
     checkpoint: str, output: Path | None, budgets: str | None, threads: int | None, trust_remote_code: bool
 ) -> None:
     from compress.comparison import against_baselines
-    from compress.evaluate.tables import comparison
+    from compress.studies.runner import MARK
+
+    from .study import show_outcome
 
     folder = Path(checkpoint)
     out = output if output is not None else folder.resolve().with_name(f"{folder.resolve().name}-baselines")
-    found = against_baselines(
-        folder, out, _numbers(budgets), threads=threads, trust_remote_code=trust_remote_code,
-        announce=lambda name, budget: typer.echo(f"{name}, cost {budget:.3f}", err=True),
-    )  # fmt: skip
-    console().print(comparison([(candidate.name, candidate.report) for candidate in found]))
-    typer.echo(f"written to {out}")
+    numbers = _numbers(budgets)
+    with resumable(out, begun=Path(MARK), how=shlex.join(["compress", *sys.argv[1:]])) as stop:
+        outcome = against_baselines(
+            folder, out, numbers, threads=threads, trust_remote_code=trust_remote_code,
+            tell=lambda line: typer.echo(line, err=True), stop=stop,
+        )  # fmt: skip
+    show_outcome(outcome, out)
 
 
 def _numbers(text: str | None) -> list[float]:

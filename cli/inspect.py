@@ -43,8 +43,11 @@ def _show(described: dict[str, Any]) -> None:
         rows = [(site["name"], shape, activation, site["dense"])]
         if site["compressed"] is not None:
             student = site["compressed"]
-            sizes = f"{student['tables']} x {student['bits']}, rank {student['rank']}, neurons {student['neurons']}"
-            rows.append(("", sizes, student["projection"], student))
+            factorised = "student" in student
+            neurons = student["d_hidden"] if factorised else student["neurons"]
+            sizes = "" if factorised else f"{student['tables']} x {student['bits']}, "
+            kind = "low-rank factors" if factorised else student["projection"]
+            rows.append(("", f"{sizes}rank {student['rank']}, neurons {neurons}", kind, student))
         for name, form, kind, costs in rows:
             sites.add_row(
                 name, form, kind, count_text(costs["parameters"]), count_text(costs["multiply_adds"]),

@@ -13,7 +13,7 @@ from .failures import resumable
 from .options import Device, Threads, TrustRemoteCode
 
 if TYPE_CHECKING:
-    from compress.studies import Study
+    from compress.studies import Outcome, Study
 
 FAILED = 1
 
@@ -67,10 +67,15 @@ def run(
                 typer.echo(cell.name)
             return
         outcome = run_grid(grid, out, tell=lambda line: typer.echo(line, err=True), stop=stop)
+    show_outcome(outcome, out)
+
+
+def show_outcome(outcome: Outcome, out: Path) -> None:
+    """Print a study's table and say where everything is; exit code 1 where a cell failed."""
     typer.echo(outcome.markdown, nl=False)
     typer.echo(f"written to {out}: table.csv, table.md and the pictures")
     if outcome.failed:
-        typer.echo(f"{len(outcome.failed)} of {len(grid.cells)} cells failed", err=True)
+        typer.echo(f"{len(outcome.failed)} of {len(outcome.results)} cells failed", err=True)
         raise typer.Exit(FAILED)
 
 

@@ -29,13 +29,13 @@ from .distill.writing import State, is_unwritten, pack_state, unpack_state, writ
 from .durable import room_for, size_text
 from .errors import DiskFullError, JobError, RecipeError
 from .evaluate import Report, evaluate
-from .lookup import LookupFFN, pack
 from .models import Pretrained, load_pretrained
 from .plan import Plan
 from .preparation import Prepared, prepare
 from .recipe import Recipe, load_recipe, restore_recipe
 from .sites import swap
 from .streams import accepted
+from .students import Student, pack
 
 Announce = Callable[[Plan], None]
 Stop = Callable[[], bool]
@@ -227,7 +227,7 @@ def _pack(job: Job, prepared: Prepared, converted: Pretrained) -> None:
     placements = []
     for entry, tap in zip(prepared.plan.converted, prepared.taps, strict=True):
         student = converted.model.get_submodule(tap.site.entry)
-        assert isinstance(student, LookupFFN)
+        assert isinstance(student, Student)
         packed = pack(student, prepared.plan.table_dtype, entry.hash_dtype).eval()  # type: ignore[arg-type]
         swap(converted.model, replace(tap.site, identities=()), packed)
         placements.append(Placement.of(converted.model, tap.site, packed))

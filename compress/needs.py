@@ -11,16 +11,16 @@ import sys
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from .baselines.factorised import FactorisedGeometry
 from .checkpoint.side_files import is_model_file
 from .distill.layerwise import CACHE_BYTES, HELD_OUT_TOKENS, VISITS
 from .evaluate.quality import batch_tokens
 from .evaluate.sizes import stored_width
-from .lookup.budget import stored_bytes
 from .plan import Needs, Plan
+from .students import StudentGeometry, stored_bytes
 
 if TYPE_CHECKING:
     from .data import Corpus
-    from .lookup import Geometry
     from .models import Pretrained
     from .plan import SitePlan
     from .recipe import Recipe
@@ -72,8 +72,21 @@ def _held() -> int:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def _student_bytes(geometry: Geometry) -> int:
+def _student_bytes(geometry: StudentGeometry) -> int:
     return stored_bytes(geometry, "float32", "float32")
+
+
+def _widths(g: StudentGeometry) -> tuple[int, int, int, int]:
+    """Bits of the hash, tables, hidden values and codes that a token has in a student."""
+    if isinstance(g, FactorisedGeometry):
+        return 0, 0, (2 if g.gated else 1) * g.d_hidden, len(g.parts) * g.rank
+    return g.hash_bits, g.tables, g.neurons, g.rank
+
+
+def _columns(g: StudentGeometry) -> int:
+    """What a token keeps in a student for the backward pass."""
+    hash_bits, tables, neurons, rank = _widths(g)
+    return 6 * hash_bits + 8 * tables + 4 * (neurons + rank)
 
 
 def _trained(plan: Plan, recipe: Recipe, pretrained: Pretrained, rest: int, students: int) -> int:
@@ -115,10 +128,11 @@ def _site_memory(entry: SitePlan, recipe: Recipe, corpus: Corpus) -> int:
     assert g is not None
     fit_tokens = int(_UNEVEN * min(recipe.fit.tokens, corpus.train.tokens))
     hidden = (9 if dense.gated else 7) * dense.d_hidden
-    widths = 3 * dense.d_in + 4 * dense.d_out + g.neurons + 2 * g.rank
-    fit = _FLOAT * fit_tokens * (max(hidden, dense.d_hidden + 3 * g.hash_bits + 8 * g.tables) + widths)
+    hash_bits, tables, neurons, rank = _widths(g)
+    widths = 3 * dense.d_in + 4 * dense.d_out + neurons + 2 * rank
+    fit = _FLOAT * fit_tokens * (max(hidden, dense.d_hidden + 3 * hash_bits + 8 * tables) + widths)
     batch = int(_UNEVEN * recipe.distill.batch_tokens)
-    columns = 6 * g.hash_bits + 8 * g.tables + 4 * (dense.d_in + 2 * dense.d_out + g.neurons + g.rank)
+    columns = _columns(g) + 4 * (dense.d_in + 2 * dense.d_out)
     training = (2 * _STATE + 1) * _student_bytes(g) + _FLOAT * batch * columns
     return 2 * _recorded(entry, recipe, corpus) + max(fit, training)
 
@@ -138,7 +152,7 @@ def _activations(plan: Plan, pretrained: Pretrained, length: int) -> int:
     columns = 0
     for entry in plan.sites:
         g, dense = entry.geometry, entry.dense
-        own = 3 * dense.d_hidden if g is None else 6 * g.hash_bits + 8 * g.tables + 4 * (g.neurons + g.rank)
+        own = 3 * dense.d_hidden if g is None else _columns(g)
         columns += _LAYER * max(dense.d_in, dense.d_out) + 2 * heads * length + own
     return _FLOAT * (columns + _LOGITS * _classes(pretrained))
 

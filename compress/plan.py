@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .baselines.factorised import fill_factors
 from .errors import CompressError, SiteError
 from .lookup import Geometry
-from .lookup.budget import DenseGeometry, Sizes, cost, fill, most_tables, stored_bytes
+from .lookup.budget import DenseGeometry, Sizes, fill, most_tables
 from .recipe import LookupSettings, Recipe, included_names, match_sites, patterns_for
 from .sites import experts_error, listed
+from .students import StudentGeometry, cost, described, stored_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +30,7 @@ class SitePlan:
     """One site and its student's geometry; None keeps the site dense."""
 
     site: Site
-    geometry: Geometry | None
+    geometry: StudentGeometry | None
     hash_dtype: str
 
     @property
@@ -106,9 +108,8 @@ class Plan:
             if g is None:
                 table.add_row(entry.site.name, shape, "kept dense", "1", "1x")
                 continue
-            student = f"{g.tables} tables x {g.bits} bits ({g.projection}), code {g.rank}, {g.neurons} neurons"
             stored = self.stored(entry) / dense.int8_bytes
-            table.add_row(entry.site.name, shape, student, f"{cost(g) / dense.cost:.3f}", f"{stored:.1f}x")
+            table.add_row(entry.site.name, shape, described(g), f"{cost(g) / dense.cost:.3f}", f"{stored:.1f}x")
         return table
 
 
@@ -173,7 +174,7 @@ def make_plan(
             geometry = None if chosen is None else _geometry(site, chosen, recipe, tokens, there)
         except CompressError as error:
             raise type(error)(error.message, where=f"{error.where}, site {site.name}", remedy=error.remedy) from None
-        if geometry is not None and chosen is not None and chosen.tables == "auto":
+        if isinstance(geometry, Geometry) and chosen is not None and chosen.tables == "auto":
             bounded |= geometry.tables == most_tables(there, geometry.bits)
         entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype))
     notes = [corpus.description]
@@ -189,7 +190,7 @@ def make_plan(
     return Plan(tuple(entries), recipe.pack.table_dtype, tuple(notes))
 
 
-def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int, distinct: int) -> Geometry:
+def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int, distinct: int) -> StudentGeometry:
     def fixed(value: int | str) -> int | None:
         return None if value == "auto" else int(value)
 
@@ -197,7 +198,16 @@ def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int,
         settings.budget, settings.memory, fixed(settings.tables), fixed(settings.bits), fixed(settings.rank),
         fixed(settings.neurons),
     )  # fmt: skip
+    dtypes = {"table_dtype": recipe.pack.table_dtype, "hash_dtype": settings.hash_dtype}
+    if settings.student == "factors":
+        for key in ("tables", "bits"):
+            if getattr(settings, key) != "auto":
+                raise CompressError(
+                    f"low-rank factors have no {key}", where=f"lookup.{key}",
+                    remedy="leave it out, or convert with `lookup.student: lookup`",
+                )  # fmt: skip
+        return fill_factors(dense_geometry(site), sizes, **dtypes)
     return fill(
-        dense_geometry(site), sizes, tokens, distinct, table_dtype=recipe.pack.table_dtype,
-        hash_dtype=settings.hash_dtype, projection=settings.projection, block=settings.block, read=settings.read,
+        dense_geometry(site), sizes, tokens, distinct, **dtypes, projection=settings.projection, block=settings.block,
+        read=settings.read,
     )  # fmt: skip

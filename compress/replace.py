@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,8 @@ def replace_ffn(model: nn.Module, kind: str = "lookup", *, keep_weights: bool = 
     kind: "lookup", "vanilla", "slide" or "mongoose"; settings: the module's own (LookupFFN, baselines.VanillaFFN, ...).
     The last three have as many neurons as the site unless `d_hidden` is given, and a bias where the site has one.
     keep_weights: whether they start from the dense weights; otherwise everything is fresh.
+    A transformers model with LookupFFNs is from then on what `compress.load(..., trainable=True)` gives: what its
+    `save_pretrained`, or a Trainer, writes loads like any other checkpoint, with students stored in float32.
     Raises CompressError for an unknown kind or setting, and for a LookupFFN that should keep weights; SiteError where
     no site is found or one cannot be replaced. The model is then as it was.
     """
@@ -40,7 +43,18 @@ def replace_ffn(model: nn.Module, kind: str = "lookup", *, keep_weights: bool = 
     modules = [_module(kind, site, site_weights(model, site, copy=False), keep_weights, settings) for site in sites]
     for site, module in zip(sites, modules, strict=True):
         swap(model, site, module.train(model.training))
+    if kind == "lookup":
+        _make_loadable(model, sites)
     return [site.name for site in sites]
+
+
+def _make_loadable(model: nn.Module, sites: Sequence[Site]) -> None:
+    from transformers import PreTrainedModel
+
+    from .checkpoint.quantizer import attach_students
+
+    if isinstance(model, PreTrainedModel):
+        attach_students(model, sites)
 
 
 def _module(kind: str, site: Site, dense: DenseWeights, keep_weights: bool, settings: dict[str, Any]) -> nn.Module:

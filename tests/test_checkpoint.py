@@ -155,9 +155,9 @@ def test_a_cast_model_is_saved_in_the_recorded_dtypes(saved: dict[str, SimpleNam
 
 
 def test_newer_format(made: SimpleNamespace) -> None:
-    checkpoints.edit_config(made.folder, format_version=2)
+    checkpoints.edit_config(made.folder, format_version=3)
     for read in (read_config, load, AutoModel.from_pretrained):
-        with pytest.raises(CheckpointError, match=r"format_version 2(.|\n)*upgrade"):
+        with pytest.raises(CheckpointError, match=r"format_version 3(.|\n)*upgrade"):
             read(made.folder)
     assert is_compressed(made.folder)
 

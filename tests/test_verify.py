@@ -150,7 +150,7 @@ def test_a_manifest_of_the_first_version_is_read(out: Path) -> None:
         (lambda config: config["sites"][1].update(table_dtype="bfloat16"), "tables [3, 8, 32] is stored as I8"),
         (lambda config: config["sites"].pop(), "layers.1.mlp"),
         (lambda config: config.update(sites=[{}]), "quantization_config is damaged"),
-        (lambda config: config.update(format_version=2), "format_version 2"),
+        (lambda config: config.update(format_version=3), "format_version 3"),
     ],
 )
 def test_geometry_that_the_tensors_do_not_have(

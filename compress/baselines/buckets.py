@@ -31,9 +31,9 @@ class Buckets(nn.Module):
         self.register_buffer("order", torch.arange(neurons).repeat(tables, 1))
         self.register_buffer("offsets", torch.zeros(tables, (1 << bits) + 1, dtype=torch.int64))
 
-    def code(self, x: Tensor, constant: bool, projection: Tensor | None = None) -> Tensor:
+    def code(self, x: Tensor, constant: bool) -> Tensor:
         """Codes of vectors [N, width], int64 [N, L]; with `constant`, x [N, width - 1] stands before a coordinate 1."""
-        p = self.projection if projection is None else projection
+        p = self.projection
         z = functional.linear(x, p[:, :-1], p[:, -1]) if constant else functional.linear(x, p)
         powers = 1 << torch.arange(self.bits, device=x.device)
         return ((z > 0).view(x.shape[0], self.tables, self.bits) * powers).sum(-1)
@@ -50,9 +50,9 @@ class Buckets(nn.Module):
         self.offsets.copy_(sizes.cumsum(1))
 
     @torch.no_grad()
-    def changed(self, vectors: Tensor, some: slice, projection: Tensor | None = None) -> float:
+    def changed(self, vectors: Tensor, some: slice) -> float:
         """Share of the codes of some neurons that `build` with these vectors [f, width] would change."""
-        codes = self.code(vectors[some], constant=False, projection=projection)
+        codes = self.code(vectors[some], constant=False)
         return (codes.t() != self.codes[:, some]).double().mean().item()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -37,7 +38,7 @@ def costs(module: nn.Module) -> Costs:
     """
     found = _own(module)
     if found is None:
-        parts = [part for child in module.modules() if (part := _own(child)) is not None]
+        parts = list(_parts(module, set()))
         if not parts:
             raise CompressError(
                 f"{type(module).__name__} holds no feed-forward network whose costs are known",
@@ -45,6 +46,15 @@ def costs(module: nn.Module) -> Costs:
             )
         found = sum(parts[1:], parts[0])
     return found
+
+
+def _parts(module: nn.Module, seen: set[nn.Module]) -> Iterator[Costs]:
+    """Costs of the FFNs inside a module; what an FFN is made of counts with it."""
+    for child in module.children():
+        if child not in seen:
+            seen.add(child)
+            own = _own(child)
+            yield from _parts(child, seen) if own is None else (own,)
 
 
 def _own(module: nn.Module) -> Costs | None:

@@ -13,15 +13,17 @@ from .schedule import DriftSchedule
 from .slide import SlideFFN
 from .triplet import attach, triplet_loss
 
+PAIRS = 16  # positives, and negatives, that a token brings to the loss at most
+
 
 class MongooseFFN(SlideFFN):
     """SLIDE with a learned hash (MONGOOSE, ICLR 2021), [..., d_in] -> [..., d_out].
 
     `projection` [L K, width] starts as SLIDE's and learns, by a triplet loss on `samples` tokens of each training step
     that is attached to the output (any training loop trains it), to find a token's `top` share of neurons by inner
-    product. Every `check_every` training steps the share of changed codes is estimated, by the weights and the
-    projection as they are; above `threshold` the tables are built again, and the projection as it then is hashes
-    neurons and tokens until the next time. Other settings are SLIDE's. Raises CompressError for one out of range.
+    product. Every `check_every` training steps the share of codes that the neurons' movement has changed is estimated;
+    above `threshold` the tables are built again, and the projection as it then is hashes neurons and tokens until the
+    next time. Other settings are SLIDE's. Raises CompressError for one out of range.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class MongooseFFN(SlideFFN):
         samples: int = 64,
         margin: float = 1.0,
         check_every: int = 50,
-        threshold: float = 0.1,
+        threshold: float = 0.3,
         **settings: Any,
     ) -> None:
         for key, value, most in (("top", top, 1.0), ("margin", margin, 2.0), ("threshold", threshold, 1.0)):
@@ -50,15 +52,6 @@ class MongooseFFN(SlideFFN):
         """Put the neurons, as they are now, into their buckets, by the projection as it is now."""
         self.buckets.build(self.keys(), getattr(self, "projection", None))
 
-    def outdated(self) -> float:
-        """Share of the neurons' codes, over all tables, that a rebuild would change."""
-        return self.buckets.changed(self.keys(), slice(None), self.projection)
-
-    def drift(self, check: int) -> float:
-        """The same of every K-th neuron, others at each check, so that looking costs a K-th of rebuilding."""
-        every = max(1, self.buckets.bits)
-        return self.buckets.changed(self.keys(), slice(check % every, None, every), self.projection)
-
     def output(self, x: Tensor) -> Tensor:
         """[N, d_in] -> [N, d_out]."""
         y = super().output(x)
@@ -71,9 +64,10 @@ class MongooseFFN(SlideFFN):
         x = x.detach()[:: max(1, x.shape[0] // self.samples)][: self.samples]
         keys = self.keys()
         query = x if self.gate.bias is None else torch.cat((x, torch.ones_like(x[:, :1])), 1)
+        projected, key = ((v @ self.projection.t()).unflatten(1, (self.buckets.tables, -1)) for v in (query, keys))
         return triplet_loss(
-            query @ self.projection.t(), keys @ self.projection.t(), query @ keys.t(),
-            self.buckets.retrieve(self.query(x)), top=self.top, pairs=16, margin=self.margin,
+            projected, key, query @ keys.t(), self.buckets.retrieve(self.query(x)),
+            top=self.top, pairs=PAIRS, margin=self.margin,
         )  # fmt: skip
 
     @property

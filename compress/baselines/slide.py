@@ -34,8 +34,8 @@ class SlideFFN(VanillaFFN):
         gated: bool = False,
         bias: bool = True,
         bits: int = 6,
-        tables: int = 10,
-        chunk: int = 64,
+        tables: int = 20,
+        chunk: int = 1,
         rebuild_every: int = 50,
         rebuild_growth: float = 0.1,
     ) -> None:
@@ -50,7 +50,7 @@ class SlideFFN(VanillaFFN):
         self.schedule: Schedule = GrowingSchedule(rebuild_every, rebuild_growth)
         # Neurons computed, summed over tokens, and tokens: in training, and in evaluation since the last training step.
         self.register_buffer("computed", torch.zeros(2, 2, dtype=torch.int64))
-        self._seen: tuple[int, int] | None = None  # the weights of the last training step
+        self._seen: list[int] | None = None  # versions of the parameters at the last training step
         self.rebuild()
 
     computed: Tensor
@@ -87,13 +87,13 @@ class SlideFFN(VanillaFFN):
         for start, neurons in zip(range(0, x.shape[0], self.chunk), found, strict=True):
             part, ids = x[start : start + self.chunk], neurons.nonzero().view(-1)
             computed += ids.numel() * part.shape[0]
-            answers.append(self.mix(self.neurons(part, ids), self.down[ids]))
+            answers.append(self.mix(self.neurons(part, ids), self.down.index_select(0, ids)))
         self._count(computed, x.shape[0])
         return torch.cat(answers) if answers else self.mix(self.neurons(x), self.down)  # no tokens
 
     def _train_step(self) -> None:
         """What is due before a forward pass in training; the same weights again (accumulation, recomputation): none."""
-        seen = (id(self.gate.weight), self.gate.weight._version)
+        seen = [parameter._version for parameter in self.parameters()]
         if seen == self._seen:
             return
         self._seen = seen

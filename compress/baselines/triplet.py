@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_SHARPNESS = 4.0  # of the maximum over tables
 
 
 def triplet_loss(
@@ -13,21 +16,31 @@ def triplet_loss(
 ) -> Tensor:
     """Hinge loss that brings missed large neurons nearer to a token than retrieved small ones.
 
-    query [S, M] and key [f, M] are projections of tokens and neurons, products [S, f] their inner products, retrieved
-    [S, f] says which neurons the token's buckets hold. Positives: of a token's `top` share of neurons, those with a
-    positive inner product that were missed, up to `pairs` of the largest. Negatives: of its smaller half, those that
-    were retrieved, up to `pairs` of the smallest. Every positive is set against every negative of the same token; the
-    similarity is the mean over bits of tanh-softened codes' products. A scalar, 0 where there are no such pairs.
+    query [S, L, K] and key [f, L, K] are projections of tokens and neurons, products [S, f] their inner products,
+    retrieved [S, f] says which neurons the token's buckets hold. Positives: of a token's `top` share of neurons, those
+    with a positive inner product that were missed, up to `pairs` of the largest. Negatives: of its smaller half, those
+    that were retrieved, up to `pairs` of the smallest. Every positive is set against every negative of the same token.
+    A scalar, 0 where there are no such pairs.
     """
     many = max(1, round(top * products.shape[1]))
     large = products >= products.topk(many).values[:, -1:]
     small = products < products.median(1, keepdim=True).values
     positive, positives = _extreme(products, large & (products > 0) & ~retrieved, pairs, largest=True)
     negative, negatives = _extreme(products, small & retrieved, pairs, largest=False)
-    similarity = _soft(query) @ _soft(key).t() / query.shape[1]  # [S, f]
-    gap = similarity.gather(1, negatives)[:, None, :] - similarity.gather(1, positives)[:, :, None]
+    near = similarity(query, key)
+    gap = near.gather(1, negatives)[:, None, :] - near.gather(1, positives)[:, :, None]
     valid = positive[:, :, None] & negative[:, None, :]
     return ((gap + margin).clamp_min(0) * valid).sum() / valid.sum().clamp_min(1)
+
+
+def similarity(query: Tensor, key: Tensor) -> Tensor:
+    """How nearly a table holds both: [S, L, K] and [f, L, K] -> [S, f], 1 where codes agree in every table.
+
+    One table is enough to retrieve a neuron, so it is the soft maximum over tables of the share of bits that agree,
+    from -1 to 1, with bits softened by tanh.
+    """
+    agreement = _soft(query).transpose(0, 1) @ _soft(key).permute(1, 2, 0) / query.shape[2]  # [L, S, f]
+    return ((_SHARPNESS * agreement).logsumexp(0) - math.log(query.shape[1])) / _SHARPNESS
 
 
 def _extreme(products: Tensor, mask: Tensor, count: int, *, largest: bool) -> tuple[Tensor, Tensor]:
@@ -38,7 +51,7 @@ def _extreme(products: Tensor, mask: Tensor, count: int, *, largest: bool) -> tu
 
 
 def _soft(z: Tensor) -> Tensor:
-    return torch.tanh(z / z.detach().abs().mean(1, keepdim=True).clamp_min(1e-12))
+    return torch.tanh(z / z.detach().abs().mean((1, 2), keepdim=True).clamp_min(1e-12))
 
 
 class _Attach(torch.autograd.Function):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..baselines.factorised import FactorisedGeometry
 from ..errors import CheckpointError
 from ..tasks import HEADS, task_named
 from .files import RESOLVED_RECIPE_FILE
@@ -88,10 +89,13 @@ def _introduction(folder: Path, checkpoint: CheckpointConfig) -> str:
     source, count = checkpoint.source, len(checkpoint.sites)
     made_from = f"[{source}](https://huggingface.co/{source})" if checkpoint.from_hub else f"`{source}`"
     revision = f", revision `{checkpoint.revision}`" if checkpoint.revision else ""
+    factorised = all(isinstance(site.geometry, FactorisedGeometry) for site in checkpoint.sites)
+    kind = "low-rank factors" if factorised else "LookupFFN"
     text = (
-        f"# {source.rpartition('/')[2]} with LookupFFN\n\n"
+        f"# {source.rpartition('/')[2]} with {kind}\n\n"
         f"Made from {made_from}{revision}: {count} feed-forward network{'s' if count > 1 else ''} replaced by "
-        "LookupFFN students, distilled from the dense ones, to run fast on a CPU. `recipe.yaml` is the recipe, "
+        f"{'' if factorised else 'LookupFFN '}students, distilled from the dense ones, to run fast on a CPU. "
+        "`recipe.yaml` is the recipe, "
         "`recipe.resolved.yaml` has every value filled in, `report.json` the whole report."
     )
     if (folder / SOURCE_README_FILE).exists():
@@ -168,10 +172,10 @@ def _students(checkpoint: CheckpointConfig) -> str:
     ]
     for site in checkpoint.sites:
         g = site.geometry
-        lines.append(
-            f"| {site.name} | {g.tables} | {g.bits} | {g.projection} | {g.rank} | {g.neurons} "
-            f"| {site.table_dtype} | {site.hash_dtype} |"
-        )
+        sizes = (0, "-", "low-rank factors", g.rank, g.d_hidden) if isinstance(g, FactorisedGeometry) else (
+            g.tables, g.bits, g.projection, g.rank, g.neurons
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, (site.name, *sizes, site.table_dtype, site.hash_dtype)))} |")
     return "\n".join(lines)
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, CompressError
-from ..lookup import Geometry, PackedLookupFFN
-from ..lookup.packed import HashDtype, TableDtype, packed_layout
+from ..lookup import Geometry
+from ..lookup.packed import HashDtype, TableDtype
 from ..sites import Site, to_base
+from ..students import PackedStudent, StudentGeometry, layout, parse_geometry
 from ..untrusted import read_json
 
 METHOD = "lookup_ffn"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had LookupFFN alone, and is still what a checkpoint of nothing else says
 CONFIG_FILE = "config.json"
 
 _UPGRADE = "upgrade: pip install --upgrade compress-lookup"
@@ -31,12 +32,12 @@ class Placement:
     name: str  # the site's: its dense output linear
     entry: str  # the module that the student is
     identities: tuple[str, ...]  # modules that hand the student's answer on
-    geometry: Geometry
+    geometry: StudentGeometry
     table_dtype: TableDtype = "int8"
     hash_dtype: HashDtype = "int8"
 
     @classmethod
-    def of(cls, model: nn.Module, site: Site, student: PackedLookupFFN) -> Placement:
+    def of(cls, model: nn.Module, site: Site, student: PackedStudent) -> Placement:
         """Describe the place that `student` has at a site of `model`, whatever head the model has."""
         site = to_base(model, site)
         return cls(
@@ -50,11 +51,11 @@ class Placement:
 
     def layout(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Names, relative to the entry, shapes and dtypes of the student's tensors."""
-        return packed_layout(self.geometry, self.table_dtype, self.hash_dtype)
+        return layout(self.geometry, self.table_dtype, self.hash_dtype)
 
     def fits(self, student: nn.Module) -> bool:
         """Whether a packed student is the one described."""
-        return isinstance(student, PackedLookupFFN) and (
+        return isinstance(student, PackedStudent) and (
             (student.geometry, student.table_dtype, student.hash_dtype)
             == (self.geometry, self.table_dtype, self.hash_dtype)
         )
@@ -83,7 +84,7 @@ class Placement:
             name=values["name"],
             entry=values["entry"],
             identities=tuple(values["identities"]),
-            geometry=Geometry.from_dict(values["geometry"]),
+            geometry=parse_geometry(values["geometry"]),
             table_dtype=values["table_dtype"],
             hash_dtype=values["hash_dtype"],
         )
@@ -124,7 +125,7 @@ class CheckpointConfig:
         return {
             **self.extra,
             "quant_method": METHOD,
-            "format_version": FORMAT_VERSION,
+            "format_version": 1 if all(isinstance(site.geometry, Geometry) for site in self.sites) else FORMAT_VERSION,
             "source": self.source,
             "revision": self.revision,
             "rest_dtype": self.rest_dtype,
@@ -185,6 +186,12 @@ class CheckpointConfig:
 def _parents(path: str) -> Iterator[str]:
     while path := path.rpartition(".")[0]:
         yield path
+
+
+def public_name(source: str) -> str:
+    """Name the source: a hub id without its revision; of a folder only its name, which tells nothing of the machine."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source.partition("@")[0]
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:

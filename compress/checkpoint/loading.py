@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckpointError, CompressError
-from ..lookup import PackedLookupFFN
 from ..models import model_class
 from ..quiet import transformers_bars_watched
 from ..sites import base_model, place
+from ..students import PackedStudent
 from .format import read_config, read_config_file
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def load(
         base = base_model(model)
         for placement in checkpoint.sites:
             packed = base.get_submodule(placement.entry)
-            assert isinstance(packed, PackedLookupFFN)
+            assert isinstance(packed, PackedStudent)
             place(base, placement.entry, (), packed.dequantised().eval())
         model.hf_quantizer.opened = True
     return model.to(device)

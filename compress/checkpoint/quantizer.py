@@ -6,11 +6,13 @@ Importing this module imports transformers.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import __version__
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -20,10 +22,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import CheckpointError, SiteError
-from ..lookup import LookupFFN, PackedLookupFFN, pack
-from ..sites import base_model, base_model_path, place
+from ..sites import Site, base_model, base_model_path, place, to_base
 from ..sites.linears import is_linear, widths
-from .format import METHOD, CheckpointConfig, Placement
+from ..students import PackedStudent, Student, build_packed, pack
+from .format import METHOD, CheckpointConfig, Placement, public_name
 from .weights import check_dtypes, check_files, check_sizes
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class LookupQuantizer(HfQuantizer):
                 raise self._misplaced(placement, problem)
         for placement in self.checkpoint.sites:
             with torch.device("meta"):
-                student = PackedLookupFFN(placement.geometry, placement.table_dtype, placement.hash_dtype)
+                student = build_packed(placement.geometry, placement.table_dtype, placement.hash_dtype)
             try:
                 place(base, placement.entry, placement.identities, student)
             except SiteError as error:
@@ -148,6 +150,21 @@ def attach(model: nn.Module, checkpoint: CheckpointConfig) -> None:
     model.is_quantized, model.quantization_method = True, METHOD  # type: ignore[assignment]
 
 
+def attach_students(model: PreTrainedModel, sites: Sequence[Site]) -> None:
+    """Do the same for a model with trainable float32 students at `sites`, which are stored as they are."""
+    placements = []
+    for site in sites:
+        student = model.get_submodule(site.entry)
+        assert isinstance(student, Student)
+        site = to_base(model, site)
+        placements.append(
+            Placement(site.name, site.entry, site.identities, student.geometry, "float32", "float32")
+        )  # fmt: skip
+    source = getattr(model.config, "name_or_path", None) or type(model).__name__
+    attach(model, CheckpointConfig(public_name(source), None, tuple(placements), transformers=__version__))
+    model.hf_quantizer.opened = True  # type: ignore[union-attr]
+
+
 def register() -> None:
     """Tell transformers about the format; a second call does nothing."""
     if AUTO_QUANTIZER_MAPPING.get(METHOD) is not LookupQuantizer:
@@ -183,10 +200,10 @@ def _declared_dtype(name: str, parameter: nn.Parameter, dtype: torch.dtype) -> N
     )
 
 
-def _packed(student: nn.Module, placement: Placement) -> PackedLookupFFN:
-    if isinstance(student, LookupFFN) and student.geometry == placement.geometry:
+def _packed(student: nn.Module, placement: Placement) -> PackedStudent:
+    if isinstance(student, Student) and student.geometry == placement.geometry:
         return pack(student, placement.table_dtype, placement.hash_dtype)
-    if isinstance(student, PackedLookupFFN) and placement.fits(student):
+    if isinstance(student, PackedStudent) and placement.fits(student):
         return student
     raise CheckpointError(
         f"{placement.entry} is not the student that the model's quantization_config describes",

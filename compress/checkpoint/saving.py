@@ -18,7 +18,7 @@ from ..quiet import transformers_bars_watched
 from ..sites import base_model
 from .card import model_card
 from .files import RECIPE_FILE, REPORT_FILE, RESOLVED_RECIPE_FILE
-from .format import CONFIG_FILE, CheckpointConfig, Placement, read_config_file
+from .format import CONFIG_FILE, CheckpointConfig, Placement, public_name, read_config_file
 from .manifest import write_manifest
 from .probe import write_probe
 from .side_files import README_FILE, copy_side_files, weight_bytes
@@ -56,7 +56,7 @@ def save_checkpoint(
     check_placements(model, placements)
     source_config = read_config_file(source.folder)
     checkpoint = CheckpointConfig(
-        source=_public_name(source.source),
+        source=public_name(source.source),
         revision=source.revision,
         sites=tuple(placements),
         rest_dtype=_dtype_name(source_config),
@@ -121,7 +121,7 @@ def check_placements(model: nn.Module, placements: Sequence[Placement]) -> None:
     base = base_model(model)
     if not placements:
         raise CheckpointError("the model has no student", remedy="let the recipe convert at least one site")
-    described = set()
+    described: set[nn.Module] = set()
     for placement in placements:
         try:
             student = base.get_submodule(placement.entry)
@@ -132,7 +132,7 @@ def check_placements(model: nn.Module, placements: Sequence[Placement]) -> None:
                 f"there is no packed student of the described geometry at {placement.entry}", where=placement.name,
                 remedy="put the packed students in their places before the checkpoint is saved",
             )  # fmt: skip
-        described.add(student)
+        described.update(student.modules())
     for name, module in model.named_modules():
         if isinstance(module, PackedLookupFFN) and module not in described:
             raise CheckpointError(
@@ -161,12 +161,6 @@ def _save_weights(folder: Path, model: Any) -> None:
 def _write_report(folder: Path, report: Mapping[str, Any]) -> None:
     replace_text(folder / REPORT_FILE, json.dumps(report, indent=2, allow_nan=False) + "\n")
     replace_text(folder / README_FILE, model_card(folder, report))
-
-
-def _public_name(source: str) -> str:
-    """Name the source: a hub id without its revision; of a folder only its name, which tells nothing of the machine."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.exists() else source.partition("@")[0]
 
 
 def _dtype_name(config: Mapping[str, Any]) -> str | None:

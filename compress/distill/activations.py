@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..lookup import LookupFFN, PackedLookupFFN
 from ..sites import Site, listed
 from ..streams import Stream, accepted, real_tokens
+from ..students import PackedStudent, Student
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def observe(model: nn.Module, taps: Sequence[Tap], *, stop: bool = False) -> Ite
     def attach(tap: Tap) -> None:
         name, trace = tap.site.name, traces[tap.site.name]
         entry = model.get_submodule(tap.site.entry)
-        answer = entry if isinstance(entry, LookupFFN | PackedLookupFFN) else model.get_submodule(tap.site.output)
+        answer = entry if isinstance(entry, Student | PackedStudent) else model.get_submodule(tap.site.output)
 
         def on_entry(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             trace.x.append(args[0] if args else next(iter(kwargs.values())))

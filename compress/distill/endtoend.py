@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Split
-from ..lookup import LookupFFN
 from ..recipe import FinetuneSettings
 from ..streams import accepted
+from ..students import Student
 from ..tasks import Task
 from .activations import Tap, Trace, observe
 from .divergence import RESTARTS, SMALLER, Diverged, diverged
@@ -53,7 +53,7 @@ class EndToEnd:
         students: set[int] = set()
         for tap in taps:
             student = converted.get_submodule(tap.site.entry)
-            if isinstance(student, LookupFFN):
+            if isinstance(student, Student):
                 groups += student_groups(student, rate, answer_scales[tap.site.name])
                 students.update(id(p) for p in student.parameters())
         for parameter in converted.parameters():

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..data import Corpus
 from ..dense import DenseWeights
-from ..lookup import LookupFFN
-from ..lookup.fit import TABLE_STEPS, SiteData, fit
+from ..lookup.fit import TABLE_STEPS, SiteData
 from ..recipe import DistillSettings, FitSettings
+from ..students import Student, fit
 from .activations import Activations, Tap
 from .divergence import RESTARTS, SMALLER, Diverged, diverged
 from .objectives import BehindNorm
@@ -85,7 +85,7 @@ class SiteDistiller:
         return Activations.join(self.recorder.record(self.corpus.holdout, steps, "held"))
 
     @torch.no_grad()
-    def held_out_error(self, student: LookupFFN) -> float:
+    def held_out_error(self, student: Student) -> float:
         """Error on tokens that training does not see."""
         total, size = 0.0, self.settings.batch_tokens
         for start in range(0, len(self.held_out), size):
@@ -93,7 +93,7 @@ class SiteDistiller:
             total += float(self.objective(student(part.x), part)) * len(part)
         return total / len(self.held_out)
 
-    def fit(self, student: LookupFFN, dense_weights: DenseWeights) -> float:
+    def fit(self, student: Student, dense_weights: DenseWeights) -> float:
         """Closed-form start from the first `fit.tokens` tokens; returns the held-out error."""
         there = self.corpus.train.tokens_in(self.tap.stream)
         data = self._collect(range(self._steps(min(self.fit_settings.tokens, there))))
@@ -108,7 +108,7 @@ class SiteDistiller:
         return self.held_out_error(student)
 
     def run(
-        self, student: LookupFFN, dense_weights: DenseWeights,
+        self, student: Student, dense_weights: DenseWeights,
         told: Callable[[int, float], None] = lambda step, error: None,
     ) -> Distilled:  # fmt: skip
         """Fit, then train on `distill.steps` mini-batches; `student` ends in the state best on held-out tokens.
@@ -134,7 +134,7 @@ class SiteDistiller:
         student.load_state_dict(training.best)
         return Distilled(training.fitted, training.best_error, training.restarts)
 
-    def _training(self, student: LookupFFN, dense_weights: DenseWeights) -> _Training:
+    def _training(self, student: Student, dense_weights: DenseWeights) -> _Training:
         rate = self.settings.learning_rate
         rate = AUTO_LEARNING_RATE if rate == "auto" else float(rate)
         kept = self.progress.get(_STATE)
@@ -205,7 +205,7 @@ def _slot(chunk: range) -> str:
 class _Training:
     """Where a site's training stands: all that the next step depends on, and the best state so far."""
 
-    def __init__(self, student: LookupFFN, distiller: SiteDistiller, peaks: list[float], fitted: float) -> None:
+    def __init__(self, student: Student, distiller: SiteDistiller, peaks: list[float], fitted: float) -> None:
         self.student, self.distiller, self.peaks, self.fitted = student, distiller, peaks, fitted
         self.steps = distiller.settings.steps
         self.every = max(1, self.steps // EVALUATIONS)
@@ -262,7 +262,7 @@ class _Training:
 
     @classmethod
     def resumed(
-        cls, student: LookupFFN, distiller: SiteDistiller, kept: tuple[dict[str, Tensor], dict[str, Any]]
+        cls, student: Student, distiller: SiteDistiller, kept: tuple[dict[str, Tensor], dict[str, Any]]
     ) -> _Training:
         """Go on from what `state` gave."""
         tensors, values = kept

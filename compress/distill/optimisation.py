@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..lookup import LookupFFN
+from ..students import Student
 
 BETAS = (0.9, 0.99)  # a row is read by about 1 % of the tokens, so table gradients are noisy
 TABLE_FACTOR = 3.0  # tables learn faster than what feeds them (docs/method.md)
 AUTO_LEARNING_RATE = 2e-2  # of a parameter's own scale, a step
 
 
-def student_groups(student: LookupFFN, rate: float, answer_scale: float) -> list[dict[str, object]]:
+def student_groups(student: Student, rate: float, answer_scale: float) -> list[dict[str, object]]:
     """Parameter groups for one student: step size = rate times the parameter's scale.
 
     The scale is the root mean square at the start; for tables, which may start near zero, the size of rows that
@@ -25,8 +26,9 @@ def student_groups(student: LookupFFN, rate: float, answer_scale: float) -> list
     for name, parameter in student.named_parameters():
         scale = float(parameter.detach().square().mean().sqrt())
         if name == "tables":
+            assert isinstance(student, LookupFFN)
             scale = TABLE_FACTOR * answer_scale / math.sqrt(student.geometry.tables)
-        elif name == "bias":
+        elif name in ("bias", "down.bias"):
             scale = answer_scale
         elif name == "log_temperature" or name.startswith("hash.projection.bias") or name == "code.bias":
             scale = 1.0

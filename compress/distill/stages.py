@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from ..data import Corpus
 from ..errors import SiteError
-from ..lookup import LookupFFN
 from ..models import Pretrained
 from ..plan import Plan, SitePlan
 from ..recipe import Recipe
 from ..sites import site_weights, swap
+from ..students import Student, build
 from .activations import Tap
 from .divergence import Diverged
 from .endtoend import EndToEnd
@@ -49,7 +49,7 @@ class Stages:
         for entry, tap in list(zip(self.plan.converted, self.taps, strict=True)):
             name = f"distill/{entry.site.name}"
             assert entry.geometry is not None
-            student = LookupFFN.from_geometry(entry.geometry)
+            student = build(entry.geometry)
             file = self.job.unit_file(name, ".safetensors")
             result = self.job.unit(name)
             if result is None:
@@ -66,7 +66,7 @@ class Stages:
                 remedy="start anew with a smaller distill.learning_rate; check the model's own outputs on this data",
             )  # fmt: skip
 
-    def _distill_site(self, student: LookupFFN, entry: SitePlan, tap: Tap, name: str) -> dict[str, Any]:
+    def _distill_site(self, student: Student, entry: SitePlan, tap: Tap, name: str) -> dict[str, Any]:
         seed = stage_seed(self.recipe.seed, "distill", entry.site.name)
         torch.manual_seed(seed)
         student.to(self.device)

@@ -23,7 +23,7 @@ from ..recipe.settings import HUB
 from ..sites import Site, find_norms, find_sites
 from . import quality, sizes
 from .harness import described, load_tasks, score
-from .inputs import make_pool
+from .inputs import Pool, make_pool
 from .latency import BATCHES, SECONDS, measure_latency, threads_set
 from .report import Report
 from .setting import public_name, setting
@@ -86,7 +86,7 @@ def evaluate(
                 dense.model, compressed.model, sites, find_norms(dense.model, sites), found, _inputs(examples, dense)
             )
         if examples is not None and latency:
-            pool = make_pool(_inputs(examples, dense), _timed_length(dense), _last_token(dense))
+            pool = timed_pool(examples, dense)
             measured["latency"] = measure_latency(
                 dense.task, dense.model, compressed.model, sites, pool, batches=batches, seconds=seconds
             )
@@ -208,6 +208,11 @@ def _students(compressed: Pretrained, sites: Sequence[Site]) -> dict[str, Studen
             remedy="give a folder that `compress convert` wrote; the dense model goes to --against",
         )  # fmt: skip
     return found
+
+
+def timed_pool(data: EvalData, dense: Pretrained) -> Pool:
+    """Sequences made of the data's, for passes that are timed."""
+    return make_pool(_inputs(data, dense), _timed_length(dense), _last_token(dense))
 
 
 def _inputs(data: EvalData, dense: Pretrained) -> Iterator[dict[str, Tensor]]:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..checkpoint import read_config
 from ..data.inputs import longest_sequence, longest_target
-from ..lookup import PackedLookupFFN, budget
 from ..plan import dense_geometry
 from ..sites import Site, example_inputs, find_experts, find_sites
+from ..students import PackedStudent, bytes_per_token, cost
+from ..students import stored_bytes as student_bytes
 from .setting import public_name
 from .sizes import int8_bytes, stored_bytes, stored_width
 from .students import Student, ffn_sizes, storage, students
@@ -35,7 +36,7 @@ def inspect_model(pretrained: Pretrained) -> dict[str, Any]:
     Raises SiteError where there is no FFN.
     """
     model = pretrained.model
-    compressed = any(isinstance(module, PackedLookupFFN) for module in model.modules())
+    compressed = any(isinstance(module, PackedStudent) for module in model.modules())
     dense = _hollow(model) if compressed else model
     sites = find_sites(dense)
     found = students(model, sites)
@@ -46,8 +47,7 @@ def inspect_model(pretrained: Pretrained) -> dict[str, Any]:
     shares = {site.name: count / max(positions) for site, count in zip(sites, positions, strict=True)}
     ffn = sum(dense_geometry(site).cost * shares[site.name] for site in sites)
     ours = sum(
-        (budget.cost(found[site.name].geometry) if site.name in found else dense_geometry(site).cost)
-        * shares[site.name]
+        (cost(found[site.name].geometry) if site.name in found else dense_geometry(site).cost) * shares[site.name]
         for site in sites
     )
     sizes = ffn_sizes(sites, found)
@@ -107,9 +107,9 @@ def _site(site: Site, student: Student | None) -> dict[str, Any]:
             **geometry.to_dict(),
             **dtypes,
             "parameters": _parameters(student),
-            "multiply_adds": budget.cost(geometry),
-            "bytes": budget.stored_bytes(geometry, **dtypes),
-            "bytes_per_token": budget.bytes_per_token(geometry, **dtypes),
+            "multiply_adds": cost(geometry),
+            "bytes": student_bytes(geometry, **dtypes),
+            "bytes_per_token": bytes_per_token(geometry, **dtypes),
         }
     return described
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from ..lookup import LookupFFN, PackedLookupFFN, budget
 from ..plan import dense_geometry
 from ..sites import Site
+from ..students import PackedStudent, bytes_per_token, cost, stored_bytes
+from ..students import Student as Trainable
 
-Student = LookupFFN | PackedLookupFFN
+Student = Trainable | PackedStudent
 
 
 def students(model: nn.Module, sites: Sequence[Site]) -> dict[str, Student]:
@@ -19,14 +20,14 @@ def students(model: nn.Module, sites: Sequence[Site]) -> dict[str, Student]:
     found: dict[str, Student] = {}
     for site in sites:
         module = model.get_submodule(site.entry)
-        if isinstance(module, (LookupFFN, PackedLookupFFN)):
+        if isinstance(module, Student):
             found[site.name] = module
     return found
 
 
 def storage(student: Student) -> dict[str, Any]:
     """Dtypes that a student is stored in: a trainable one as float32."""
-    if isinstance(student, PackedLookupFFN):
+    if isinstance(student, PackedStudent):
         return {"table_dtype": student.table_dtype, "hash_dtype": student.hash_dtype}
     return {"table_dtype": "float32", "hash_dtype": "float32"}
 
@@ -40,8 +41,8 @@ def ffn_sizes(sites: Sequence[Site], found: Mapping[str, Student]) -> dict[str, 
         if student is None:
             stored, read = stored + own, read + own
         else:
-            stored += budget.stored_bytes(student.geometry, **storage(student))
-            read += budget.bytes_per_token(student.geometry, **storage(student))
+            stored += stored_bytes(student.geometry, **storage(student))
+            read += bytes_per_token(student.geometry, **storage(student))
     return {
         "dense_bytes_per_token": sum(dense),
         "compressed_bytes_per_token": read,
@@ -55,5 +56,5 @@ def ffn_cost(sites: Sequence[Site], found: Mapping[str, Student]) -> float | Non
     dense = {site.name: dense_geometry(site).cost for site in sites}
     if not dense:
         return None
-    ours = sum(budget.cost(found[name].geometry) if name in found else own for name, own in dense.items())
+    ours = sum(cost(found[name].geometry) if name in found else own for name, own in dense.items())
     return ours / sum(dense.values())

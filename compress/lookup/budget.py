@@ -46,9 +46,13 @@ class DenseGeometry:
         return self.parameters
 
 
+def activation_cost(activation: str) -> int:
+    """Multiply-adds of one neuron's activation."""
+    return EXPONENTIAL if activation in _WITH_EXPONENTIAL else 0
+
+
 def _neuron_cost(d_in: int, d_out: int, gated: bool, activation: str) -> float:
-    exponential = EXPONENTIAL if activation in _WITH_EXPONENTIAL else 0
-    return d_in * (2 if gated else 1) + d_out + exponential
+    return d_in * (2 if gated else 1) + d_out + activation_cost(activation)
 
 
 def projection_cost(g: Geometry) -> float:
@@ -175,7 +179,7 @@ def fill(
         return cost(g) <= limit and stored_bytes(g, table_dtype, hash_dtype) <= bytes_limit
 
     geometry = whole(_most(fits) if sizes.tables is None else sizes.tables)
-    _check(geometry, dense, sizes, stored_bytes(geometry, table_dtype, hash_dtype))
+    check_fits(cost(geometry), stored_bytes(geometry, table_dtype, hash_dtype), dense, sizes)
     return geometry
 
 
@@ -190,8 +194,9 @@ def _most(fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _check(g: Geometry, dense: DenseGeometry, sizes: Sizes, stored: int) -> None:
-    share, size = cost(g) / dense.cost, stored / dense.int8_bytes
+def check_fits(spent: float, stored: int, dense: DenseGeometry, sizes: Sizes) -> None:
+    """Raise CompressError where a student's multiply-adds or stored bytes exceed its budget or memory."""
+    share, size = spent / dense.cost, stored / dense.int8_bytes
     if share > sizes.budget * 1.0001:
         raise CompressError(
             f"the student costs {share:.3f} of the dense FFN, more than the budget of {sizes.budget}",

@@ -75,6 +75,7 @@ class SitesSettings(Section):
 class LookupSettings(Section):
     """Sizes and choices of the students; `auto` fills what is left of `budget` and `memory`."""
 
+    student: Literal["lookup", "factors"] = "lookup"
     budget: PositiveNumber = 0.25  # multiply-adds over the dense FFN's
     memory: PositiveNumber = 4.0  # stored bytes over the dense FFN's in int8
     tables: Count | Auto = "auto"

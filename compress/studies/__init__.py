@@ -36,7 +36,7 @@ def grid_of(study: Study, *, data: str | None = None, **options: Any) -> Grid:
         from .conversions import Conversions
 
         chosen = study if data is None else study.model_copy(update={"data": data})
-        return Conversions(chosen, **options)
+        return Conversions.of_study(chosen, **options)
     from .pretraining import Pretraining
 
     if data is not None:

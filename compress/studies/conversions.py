@@ -8,98 +8,146 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..checkpoint import FORMAT_VERSION
 from ..conversion import convert, resume
-from ..data import check_data, load_corpus
+from ..data import EvalData, check_data, load_corpus
 from ..distill.job import is_job
+from ..distill.writing import is_unwritten, write_corpus
 from ..errors import RecipeError
 from ..evaluate import Report
+from ..evaluate.references import evaluate_dense
 from ..evaluate.wording import bytes_text, number, time_text
 from ..models import load_pretrained
 from ..plan import choose_sites
-from ..preparation import model_fingerprints
-from ..recipe import Recipe, load_recipe
+from ..preparation import model_fingerprints, prepare
+from ..recipe import Recipe, load_recipe, restore_recipe
+from ..recipes.embedded import MODEL as EMBEDDED
+from ..recipes.embedded.corpus import write_split
 from ..sites import find_experts, find_sites
 from .pictures import Picture
 from .results import Cell, Point
 from .runner import Stop
-from .settings import ConversionStudy
+from .settings import ConversionStudy, Width
 from .tables import Column
 
-_MODEL = "model"
+MODEL = "model"  # the folder of a cell's conversion
 _HIGHER_IS_BETTER = ("accuracy", "spearman", "token_agreement", "span_agreement")
 _DISTANCES = ("cosine_distance", "difference", "output_error", "kl")  # where there is no metric
 _Z = 1.96  # half of a 95 % interval, in standard errors
 
 
-class Conversions:
-    """The cells of a conversion study; everything that all share is loaded and checked.
+@dataclass(frozen=True)
+class Wanted:
+    """A cell to be: a recipe to convert by, a finished conversion's folder, or a width of the dense model itself."""
 
-    device, threads, trust_remote_code: as in `convert`.  Raises a CompressError for whatever a user can mend.
+    name: str
+    point: str
+    system: str
+    recipe: Recipe  # says what data all is measured on
+    finished: Path | None = None
+    width: Width | None = None
+
+
+class Conversions:
+    """Cells that convert one model, or measure it; everything that all share is loaded and checked.
+
+    device, threads, trust_remote_code: as in `convert`.  library_text: whether recipes without data take the source of
+    Python's standard library.  Raises a CompressError for whatever a user can mend.
     """
 
     def __init__(
-        self, study: ConversionStudy, *, device: str | None = None, threads: int | None = None,
+        self, model: str, wanted: Sequence[Wanted], title: str, *, max_loss: float | None = None,
+        library_text: bool = False, device: str | None = None, threads: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
-        self.study, self.device, self.threads, self.trusted = study, device, threads, trust_remote_code
-        if study.model is None:
-            raise RecipeError("the study names no model", where="model", remedy="pass --set model=ID or a folder")
-        self.model = study.model
-        self.recipes: dict[str, Recipe] = {}
-        self.cells: list[Cell] = []
-        pretrained = load_pretrained(self.model, trust_remote_code=trust_remote_code)
+        self.model, self._title, self.max_loss, self.library_text = model, title, max_loss, library_text
+        self.device, self.threads, self.trusted = device, threads, trust_remote_code
+        self.wanted = {one.name: one for one in wanted}
+        pretrained = load_pretrained(model, trust_remote_code=trust_remote_code)
         sites, experts = find_sites(pretrained.model), find_experts(pretrained.model)
-        shared = {"format": FORMAT_VERSION, **model_fingerprints(pretrained.folder)}
-        corpora: dict[str, str] = {}
-        for system in study.systems:
-            for point in study.points():
-                recipe = self._recipe({**system.set, **point})
+        self.fingerprints = model_fingerprints(pretrained.folder)
+        shared = {"format": FORMAT_VERSION, **self.fingerprints}
+        self.cells: list[Cell] = []
+        self.corpora: dict[str, str] = {}  # fingerprints
+        with TemporaryDirectory() as folder:
+            for one in wanted:
+                recipe = self._placed(one.recipe, Path(folder))
                 choose_sites(sites, recipe, experts)
                 data = recipe.fingerprint("data", "seed")
-                if data not in corpora:
+                if data not in self.corpora:
                     check_data(recipe.data)
-                    corpora[data] = load_corpus(recipe.data, pretrained, recipe.seed).fingerprint
-                several = len(study.systems) > 1 or not point
+                    self.corpora[data] = load_corpus(recipe.data, pretrained, recipe.seed).fingerprint
+                identity = {"library": shared, "data": self.corpora[data]}
+                if one.width is None:
+                    identity["recipe"] = recipe.resolved()
+                else:
+                    identity |= {"width": one.width, "evaluation": recipe.fingerprint("eval", "data", "seed")}
+                if one.finished is not None:
+                    identity["report"] = read_report(one.finished).to_dict()
+                self.cells.append(Cell(one.name, one.point, one.system, identity))
+
+    @classmethod
+    def of_study(cls, study: ConversionStudy, **options: Any) -> Conversions:
+        """What a study describes; `options` as above. Without a model it is the one that comes with the program."""
+        wanted = [
+            Wanted(f"dense-{width}", f"dense {width}", f"dense {width}", _recipe(study, {}), width=width)
+            for width in study.dense
+        ]
+        for system in study.systems:
+            for point in study.points():
+                several = len(study.systems) > 1 or study.dense or not point
                 name = "-".join([*([system.name] if several else []), *(_short(key, point) for key in point)])
                 label = ", ".join([system.name, *(_short(key, point, " ") for key in point)])
-                identity = {"library": shared, "recipe": recipe.resolved(), "data": corpora[data]}
-                self.recipes[name] = recipe
-                self.cells.append(Cell(name, label, system.name, identity))
+                wanted.append(Wanted(name, label, system.name, _recipe(study, {**system.set, **point})))
+        title = f"# {Path(study.model or 'the embedded model').name} by the recipe {Path(study.recipe).stem}"
+        return cls(
+            study.model or str(EMBEDDED), wanted, title, max_loss=study.max_loss,
+            library_text=study.model is None, **options,
+        )  # fmt: skip
 
-    def _recipe(self, values: Mapping[str, Any]) -> Recipe:
-        overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-        recipe = load_recipe(self.study.recipe, overrides)
-        recipe = recipe if self.study.data is None else recipe.with_data(self.study.data)
-        if not recipe.has_data:
-            raise RecipeError(
-                "the recipe names no data to distil on", where=f"{self.study.recipe}, data.path",
-                remedy="pass --data PATH (or hub:NAME), or put data.path into the recipe",
-            )  # fmt: skip
-        return recipe
+    def _placed(self, recipe: Recipe, folder: Path) -> Recipe:
+        """The recipe with the library's source, written into `folder`, where it has no data."""
+        if recipe.has_data or not self.library_text:
+            return recipe
+        texts = folder / "train.txt", folder / "heldout.txt"
+        if not all(text.is_file() for text in texts):
+            texts = write_split(folder)
+        return restore_recipe(recipe.stored(), recipe.text, "the recipe", [
+            f"data.path={json.dumps(str(texts[0]))}", f"eval.data={json.dumps(recipe.eval.data or str(texts[1]))}"
+        ])  # fmt: skip
 
     def run(self, cell: Cell, folder: Path, stop: Stop) -> dict[str, Any]:
-        """Convert, or go on with a conversion that was stopped."""
-        out = folder / _MODEL
-        if is_job(out):
-            report = resume(
-                out, device=self.device, threads=self.threads, trust_remote_code=self.trusted, stop=stop
-            ) or Report.from_json((out / "report.json").read_text(encoding="utf-8"))  # fmt: skip
-        else:
-            made = convert(
-                self.model, self.recipes[cell.name], out, device=self.device, threads=self.threads,
-                trust_remote_code=self.trusted, stop=stop,
-            )  # fmt: skip
-            assert made is not None
-            report = made
-        return values_of(report)
+        """Convert, or go on with a conversion that was stopped; or measure what is there."""
+        one = self.wanted[cell.name]
+        recipe = self._placed(one.recipe, folder.parent.parent / "text")
+        return values_of(
+            read_report(one.finished) if one.finished is not None
+            else self._convert(recipe, folder / MODEL, stop) if one.width is None
+            else self._dense(recipe, one.width)
+        )  # fmt: skip
+
+    def _convert(self, recipe: Recipe, out: Path, stop: Stop) -> Report:
+        options: dict[str, Any] = {
+            "device": self.device, "threads": self.threads, "trust_remote_code": self.trusted, "stop": stop,
+        }  # fmt: skip
+        made = resume(out, **options) if is_job(out) else convert(self.model, recipe, out, **options)
+        return made or read_report(out)  # of a job that was finished already there is only the file
+
+    def _dense(self, recipe: Recipe, width: Width) -> Report:
+        prepared = prepare(self.model, recipe, {"device": "cpu", "trust_remote_code": self.trusted})
+        examples = prepared.examples
+        if is_unwritten(prepared.corpus) and recipe.eval.data is None:
+            corpus, _ = write_corpus(prepared.pretrained, prepared.corpus)
+            examples = EvalData.held_out(corpus.holdout, prepared.pretrained.task, corpus.description)
+        return evaluate_dense(prepared.pretrained, width, examples, threads=self.threads)
 
     @property
     def title(self) -> str:
         """What was converted by what."""
-        return f"# {Path(self.model).name} by the recipe {Path(self.study.recipe).stem}"
+        return self._title
 
     @property
     def columns(self) -> list[Column]:
@@ -125,9 +173,26 @@ class Conversions:
         if points and any(point.cells for point in points):
             dense = next(point for point in points if point.cells).values
             notes.append(f"Dense: {dense['metric'].replace('_', ' ')} {number(dense['dense'], dense['metric'])}.")
-        if self.study.max_loss is not None and notes:
-            notes.append(cheapest_within(points, self.study.max_loss))
+        if self.max_loss is not None and notes:
+            notes.append(cheapest_within(points, self.max_loss))
         return notes
+
+
+def _recipe(study: ConversionStudy, values: Mapping[str, Any]) -> Recipe:
+    overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    recipe = load_recipe(study.recipe, overrides)
+    recipe = recipe if study.data is None else recipe.with_data(study.data)
+    if not recipe.has_data and study.model is not None:
+        raise RecipeError(
+            "the recipe names no data to distil on", where=f"{study.recipe}, data.path",
+            remedy="pass --data PATH (or hub:NAME), or put data.path into the recipe",
+        )  # fmt: skip
+    return recipe
+
+
+def read_report(folder: Path) -> Report:
+    """The report of a finished conversion."""
+    return Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def _columns() -> list[Column]:

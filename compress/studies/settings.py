@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..recipe.settings import Count, Positive, PositiveNumber, Section, Whole, refusal, to_tuple
 
+Width = Literal["float32", "bfloat16", "int8"]
 Scalar = str | bool | int | float | None
 Value = Scalar | Annotated[tuple[Scalar, ...], BeforeValidator(to_tuple)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -137,6 +138,7 @@ class ConversionStudy(Section):
     axes: dict[str, Annotated[tuple[Value, ...], BeforeValidator(to_tuple), AfterValidator(_distinct_values)]] = Field(
         default={}
     )
+    dense: Annotated[tuple[Width, ...], BeforeValidator(to_tuple)] = ()  # the dense model itself, in these widths
     systems: Annotated[tuple[ConversionCell, ...], BeforeValidator(to_tuple), AfterValidator(_distinct)] = (
         ConversionCell(name="LookupFFN"),
     )

@@ -11,9 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from . import MODEL
 from .corpus import write_split
-
-MODEL = Path(__file__).resolve().parent / "model"  # an editable install is made of links
 
 
 def main() -> None:
