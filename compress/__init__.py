@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe as Recipe
     from .replace import replace_ffn as replace_ffn
     from .sites import find_sites as find_sites
+    from .studies import run_study as run_study
+    from .studies.sweep import sweep as sweep
 
     __version__: str
 
@@ -41,6 +43,8 @@ _MODULES = {
     "push": ".publishing",
     "replace_ffn": ".replace",
     "resume": ".conversion",
+    "run_study": ".studies",
+    "sweep": ".studies.sweep",
     "verify": ".checkpoint",
 }
 
@@ -58,6 +62,8 @@ __all__ = [
     "push",
     "replace_ffn",
     "resume",
+    "run_study",
+    "sweep",
     "verify",
 ]
 

@@ -30,6 +30,7 @@ _STATE = "state.safetensors"
 _KEEP_SECONDS = 120.0  # of training that a kill may cost
 _BETAS = (0.9, 0.98)  # RoBERTa's
 _CLIP = 1.0
+_WAVES = 0.03  # with the deviation of the other embeddings, 0.02
 _EVALUATED = 32  # blocks at once
 _SPARSE = ("tables",)  # LookupFFN's parameters with a step size of their own, and without decay
 
@@ -45,7 +46,17 @@ def build_model(settings: ModelSettings, vocabulary: int, length: int) -> nn.Mod
         attention_probs_dropout_prob=0.0, bos_token_id=BEGIN, pad_token_id=PAD, eos_token_id=END,
     )  # fmt: skip
     with silent_transformers():
-        return RobertaForMaskedLM(config)
+        model = RobertaForMaskedLM(config)
+    positions = model.roberta.embeddings.position_embeddings.weight
+    positions.data.copy_(_waves(*positions.shape))
+    return model
+
+
+def _waves(count: int, width: int) -> Tensor:
+    """Sines and cosines [count, width] to start learned positions from: so neighbours are found in fewer steps."""
+    frequencies = 10_000.0 ** -(torch.arange(0, width, 2) / width)
+    angles = torch.arange(count)[:, None] * frequencies
+    return _WAVES * torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, :width]
 
 
 def model_of(study: PretrainingStudy, cell: SystemCell, seed: int, vocabulary: int) -> tuple[nn.Module, list[str]]:
