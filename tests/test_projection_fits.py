@@ -23,7 +23,7 @@ STUDY = """
 version: 1
 kind: projections
 sizes: {lowrank: [4], hadamard: [4], bh4: [4], acdc: [1]}
-steps: 5
+steps: 2
 """
 
 
@@ -43,18 +43,14 @@ def test_low_rank_meets_the_bound_of_its_singular_values() -> None:
     assert fit(target, "dense").error == 0.0
 
 
-@pytest.mark.parametrize(("kind", "size"), [("bh4", 4), ("acdc", 4), ("hadamard", 8)])
-def test_a_map_of_the_projection_s_own_is_nearer_than_a_random_one(kind, size) -> None:
+@pytest.mark.parametrize("kind", ["bh4", "acdc"])
+def test_a_map_of_the_projection_s_own_is_nearer_than_a_random_one(kind) -> None:
     # Not exactly found: the problem is not convex.
-    rank = size if kind == "hadamard" else 0
     torch.manual_seed(3)
-    own = build_projection(Geometry(16, 16, 16, 1, kind, block=4, rank=rank))
-    width = size if kind == "hadamard" else 16
+    own = build_projection(Geometry(16, 16, 16, 1, kind, block=4))
     with torch.no_grad():
-        target = own(torch.eye(width)).T
-        if kind == "hadamard":
-            target = target @ random_map(size, 16)
-    assert fit(target, kind, size, steps=150).error < 0.7 * fit(random_map(16, 16), kind, size, steps=150).error
+        target = own(torch.eye(16)).T
+    assert fit(target, kind, 4, steps=60).error < 0.8 * fit(random_map(16, 16), kind, 4, steps=60).error
 
 
 def test_costs_are_those_of_students() -> None:
@@ -69,8 +65,8 @@ def test_costs_are_those_of_students() -> None:
 
 def test_larger_projections_are_nearer_and_bh4_beats_acdc_at_no_more_multiply_adds() -> None:
     target = random_map(32, 32)
-    bh4 = [fit(target, "bh4", size, steps=100) for size in (2, 8)]
-    acdc = [fit(target, "acdc", size, steps=100) for size in (1, 4)]
+    bh4 = [fit(target, "bh4", size, steps=60) for size in (2, 8)]
+    acdc = [fit(target, "acdc", size, steps=60) for size in (1, 4)]
     assert bh4[0].error > bh4[1].error
     assert acdc[0].error > acdc[1].error
     assert bh4[0].multiply_adds < acdc[1].multiply_adds
@@ -95,7 +91,7 @@ def test_study_writes_table_and_pictures(tmp_path: Path) -> None:
     lines = (tmp_path / "out" / "table.csv").read_text().splitlines()
     assert len(lines) == 6
     assert lines[0].startswith("point,system,cells,multiply_adds,parameters,random,neurons")
-    assert lines[1].startswith("dense,dense,1,65536.0,65536,0.0,0.0")
+    assert lines[1].startswith("dense,dense,1,65536,65536,0.0,0.0")
     assert "BH4, block 4" in (tmp_path / "out" / "table.md").read_text()
     for name in ("error-random.png", "error-neurons.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0

@@ -104,10 +104,11 @@ def _slide_costs(layer: SlideFFN, count: int) -> Costs:
     layer.computed.zero_()
     layer(tokens(count, layer.d_in, "even", 0))
     found = costs(layer)
-    total = found.parameters * layer.down.element_size()
-    share = min(1.0, found.bytes_read / total)
+    neurons = float(found.parameters * layer.down.element_size())
+    share = layer.computed_neurons() / layer.d_hidden
+    hashing = found.bytes_read - share * neurons
     chunks = -(-count // layer.chunk)  # each touches neurons of its own
-    return Costs(found.multiply_adds, total * (1 - (1 - share) ** chunks), found.parameters)
+    return Costs(found.multiply_adds, hashing + neurons * (1 - (1 - share) ** chunks), found.parameters)
 
 
 def arithmetic(system: str) -> Arithmetic:
