@@ -60,14 +60,16 @@ class Schedule:
     `peaks` are the groups' own step sizes, which a resumed job takes from where it began.
     """
 
-    def __init__(self, optimiser: torch.optim.Optimizer, steps: int, peaks: Sequence[float] | None = None) -> None:
-        self.optimiser, self.steps, self.factor = optimiser, steps, 1.0
+    def __init__(
+        self, optimiser: torch.optim.Optimizer, steps: int, peaks: Sequence[float] | None = None, warmup: float = 0.05
+    ) -> None:
+        self.optimiser, self.steps, self.warmup, self.factor = optimiser, steps, warmup, 1.0
         self.peaks = [float(group["lr"]) for group in optimiser.param_groups] if peaks is None else list(peaks)
 
     def set(self, step: int) -> None:
         """Set the step sizes for a step."""
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
-            group["lr"] = self.factor * peak * scheduled(step, self.steps)
+            group["lr"] = self.factor * peak * scheduled(step, self.steps, self.warmup)
 
 
 def moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -69,6 +69,8 @@ def _written_path(location: tuple[int | str, ...], values: Any) -> KeyPath:
 def _explain(root: type[BaseModel], path: KeyPath, detail: Any) -> tuple[str, str]:
     key = dotted(path)
     kind, value = detail["type"], detail["input"]
+    if kind == "missing":
+        return f"the key `{dotted(detail['loc'])}` is missing", "add it"
     if kind == "extra_forbidden":
         return f"unknown key `{key}`", _nearest(root, path)
     if kind == "refused":

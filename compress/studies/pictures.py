@@ -21,7 +21,7 @@ class Picture:
     x_label: str
     y: str
     y_label: str
-    dense: str | None = None  # key of a level that is drawn across
+    level: tuple[str, str] | None = None  # key and label of a level that is drawn across
 
 
 def draw_points(points: Sequence[Point], picture: Picture, folder: Path) -> bool:
@@ -31,21 +31,25 @@ def draw_points(points: Sequence[Point], picture: Picture, folder: Path) -> bool
         x, y = point.number(picture.x), point.number(picture.y)
         if x is not None and y is not None:
             series.setdefault(point.system, []).append((x, y, point.number(picture.y + STDERR) or 0.0))
-    levels = (point.number(picture.dense) for point in points) if picture.dense else ()
-    dense = next((level for level in levels if level is not None), None)
-    return bool(series) and draw(series, picture.x_label, picture.y_label, folder / picture.file, dense, log=True)
+    level = None
+    if picture.level is not None:
+        key, label = picture.level
+        level = next(((label, value) for point in points if (value := point.number(key)) is not None), None)
+    return bool(series) and draw(series, picture.x_label, picture.y_label, folder / picture.file, level, log=True)
 
 
-def draw(series: Series, x_label: str, y_label: str, path: Path, dense: float | None, *, log: bool = False) -> bool:
-    """Draw lines with error bars into a PNG, and `dense` as a level across; False without matplotlib."""
+def draw(
+    series: Series, x_label: str, y_label: str, path: Path, level: tuple[str, float] | None, *, log: bool = False
+) -> bool:
+    """Draw lines with error bars into a PNG, and a named level across; False without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    if dense is not None:
-        axes.axhline(dense, color="grey", linestyle="--", label="dense")
+    if level is not None:
+        axes.axhline(level[1], color="grey", linestyle="--", label=level[0])
     for name, values in series.items():
         x, y, errors = zip(*sorted(values), strict=True)
         axes.errorbar(x, y, errors, marker="o", capsize=3, label=name)

@@ -27,11 +27,21 @@ Name = Annotated[str, AfterValidator(_name)]
 Seeds = Annotated[tuple[Count, ...], BeforeValidator(to_tuple)]
 
 
-def _distinct(names: list[str], key: str) -> None:
-    """Raise a refusal where two cells would have one folder."""
+def _distinct(entries: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a list without entries, and two that would have one folder."""
+    names = [entry.name for entry in entries]
+    if not names:
+        raise refusal("the list has no entries", "list some: [{name: dense, ...}]")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise refusal(f"two entries of {key} have the name `{twice}`", "give each a name of its own")
+        raise refusal(f"two entries have the name `{twice}`", "give each a name of its own")
+    return entries
+
+
+def _distinct_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values or len({repr(value) for value in values}) < len(values):
+        raise refusal("the axis has no values, or one of them twice", "list each value once")
+    return values
 
 
 class ModelSettings(Section):
@@ -106,15 +116,8 @@ class PretrainingStudy(Section):
     training: TrainingSettings = TrainingSettings()
     timing: TimingSettings = TimingSettings()
     seeds: Seeds = (0,)
-    reference: str | None = None  # the point that times are compared with; by default the widest vanilla one
-    cells: Annotated[tuple[SystemCell, ...], BeforeValidator(to_tuple)] = ()
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if not self.cells:
-            raise refusal("the study has no cells", "list them: cells: [{name: dense, ffn: vanilla}]")
-        _distinct([cell.name for cell in self.cells], "cells")
-        return self
+    reference: str | None = None  # the vanilla cell that times are compared with; by default one of width 4 d
+    cells: Annotated[tuple[SystemCell, ...], BeforeValidator(to_tuple), AfterValidator(_distinct)]
 
 
 class ConversionCell(Section):
@@ -132,18 +135,15 @@ class ConversionStudy(Section):
     model: str | None = None
     recipe: str
     data: str | None = None
-    axes: dict[str, Annotated[tuple[Value, ...], BeforeValidator(to_tuple)]] = Field(default={})
-    dense: Annotated[tuple[Width, ...], BeforeValidator(to_tuple)] = ()  # the dense model itself, in these widths
-    systems: Annotated[tuple[ConversionCell, ...], BeforeValidator(to_tuple)] = (ConversionCell(name="LookupFFN"),)
+    axes: dict[str, Annotated[tuple[Value, ...], BeforeValidator(to_tuple), AfterValidator(_distinct_values)]] = Field(
+        default={}
+    )
+    # The dense model itself, in these widths.
+    dense: Annotated[tuple[Width, ...], BeforeValidator(to_tuple)] = ()
+    systems: Annotated[tuple[ConversionCell, ...], BeforeValidator(to_tuple), AfterValidator(_distinct)] = (
+        ConversionCell(name="LookupFFN"),
+    )
     max_loss: Annotated[float, Ge(0)] | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        for key, values in self.axes.items():
-            if not values or len({repr(value) for value in values}) < len(values):
-                raise refusal(f"the values of `{key}` are none, or one is given twice", "list each value once")
-        _distinct([system.name for system in self.systems], "systems")
-        return self
 
     def points(self) -> list[dict[str, Value]]:
         """Every combination of the axes' values, the last axis changing fastest."""
