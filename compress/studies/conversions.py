@@ -94,7 +94,7 @@ class Conversions:
         """What a study describes; `options` as above. Without a model it is the one that comes with the program."""
         wanted = [
             Wanted(f"dense-{width}", f"dense {width}", f"dense {width}", _recipe(study, {}), width=width)
-            for width in study.dense
+            for width in dict.fromkeys(study.dense)
         ]
         for system in study.systems:
             for point in study.points():

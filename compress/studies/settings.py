@@ -144,7 +144,8 @@ class ConversionStudy(Section):
     axes: dict[str, Annotated[tuple[Value, ...], BeforeValidator(to_tuple), AfterValidator(_distinct_values)]] = Field(
         default={}
     )
-    dense: Annotated[tuple[Width, ...], BeforeValidator(to_tuple)] = ()  # the dense model itself, in these widths
+    # The dense model itself, in these widths.
+    dense: Annotated[tuple[Width, ...], BeforeValidator(to_tuple)] = ()
     systems: Annotated[tuple[ConversionCell, ...], BeforeValidator(to_tuple), AfterValidator(_distinct)] = (
         ConversionCell(name="LookupFFN"),
     )
