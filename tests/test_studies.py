@@ -196,7 +196,11 @@ def test_a_process_that_is_killed(study: Path, finished: Path) -> None:
     [
         ("kind: pretraining\nseeds: [0]", 4, ("`cells` is missing",)),
         ("kind: pretrainin", 3, ("no kind of study", "did you mean `kind: pretraining`")),
-        ("kind: pretraining\nsteps: 3", 4, ("unknown key `steps`", "did you mean `seeds`")),
+        (
+            "kind: pretraining\nsteps: 3\ncells: [{name: a, ffn: slide}]",
+            4,
+            ("unknown key `steps`", "did you mean `seeds`"),
+        ),
         ("kind: pretraining\ncells: []", 4, ("no entries", "cells")),
         ("kind: pretraining\ncells: [{name: a b, ffn: slide}]", 4, ("cannot name a folder",)),
         ("kind: pretraining\ncells: [{name: a, ffn: slied}]", 4, ("one of vanilla", "did you mean `slide`")),
@@ -331,7 +335,9 @@ def test_every_system_sees_the_same_tokens_and_the_same_start(study: Path) -> No
 def test_a_long_enough_training_learns(study: Path, tmp_path: Path) -> None:
     """Words, not only their frequencies: below what unigrams give."""
     (tmp_path / "text.txt").write_text("the old cat sat on a red hat and ran to the big dog.\n" * 400)
-    chosen = load_study(study, ["training.steps=150", "training.batch=8", "training.mask=0.2"])
+    chosen = load_study(
+        study, ["training.steps=300", "training.batch=8", "training.mask=0.2", "training.learning_rate.vanilla=5e-3"]
+    )
     assert isinstance(chosen, PretrainingStudy)
     data = load_masked_text(chosen.data)
     model, _ = model_of(chosen, chosen.cells[0], 0, data.vocabulary)

@@ -91,7 +91,7 @@ class LookupFFN(nn.Module):
             h = self.code(x)  # [N, r]
             y = y + self.linear(h)
         if self.geometry.tables:
-            z = self.hash(self.hash_input(x, h))  # [N, H, t]
+            z = self.hash(self.hash_input(x, h)).to(self.bias.dtype)  # [N, H, t]; autocast may have narrowed it
             codes, weights = self.read(z)  # [N, H, C]
             y = y + read_tables(self.tables, codes, weights)
         if self.neurons is not None:

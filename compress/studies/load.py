@@ -19,7 +19,7 @@ _PATHS = (("data", "path"), ("data",))
 def bundled_studies() -> dict[str, Path]:
     """Names and files of the studies that come with the program, in alphabetical order."""
     folder = Path(str(resources.files("compress.recipes.studies")))
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"), key=lambda file: file.stem)}
 
 
 def load_study(study: str | Path, overrides: Sequence[str] = ()) -> Study:
