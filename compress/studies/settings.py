@@ -51,11 +51,12 @@ def _distinct_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class ModelSettings(Section):
-    """The encoder: RoBERTa's, with the FFNs of the cell."""
+    """The encoder: RoBERTa's, with the FFNs of the cell. `positions`: learned as there, or rotary as in RoFormer."""
 
     layers: Positive = 4
     hidden: Positive = 256
     heads: Positive = 4
+    positions: Literal["learned", "rotary"] = "learned"
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

@@ -30,33 +30,30 @@ _STATE = "state.safetensors"
 _KEEP_SECONDS = 120.0  # of training that a kill may cost
 _BETAS = (0.9, 0.98)  # RoBERTa's
 _CLIP = 1.0
-_WAVES = 0.03  # with the deviation of the other embeddings, 0.02
 _EVALUATED = 32  # blocks at once
 _SPARSE = ("tables",)  # LookupFFN's parameters with a step size of their own, and without decay
 
 
 def build_model(settings: ModelSettings, vocabulary: int, length: int) -> nn.Module:
-    """A RoBERTa of fresh weights, without dropout: a short training does not see its text often enough to overfit."""
-    from transformers import RobertaConfig, RobertaForMaskedLM
+    """A masked-language model of fresh weights, without dropout: a short training does not see its text often enough.
 
-    config = RobertaConfig(
-        vocab_size=vocabulary, hidden_size=settings.hidden, num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads, intermediate_size=4 * settings.hidden,
-        max_position_embeddings=length + PAD + 1, type_vocab_size=1, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0, bos_token_id=BEGIN, pad_token_id=PAD, eos_token_id=END,
-    )  # fmt: skip
+    RoBERTa, or with rotary positions RoFormer, which is the same but for them and finds neighbours in fewer steps.
+    """
+    from transformers import RobertaConfig, RobertaForMaskedLM, RoFormerConfig, RoFormerForMaskedLM
+
+    shared: dict[str, Any] = {
+        "vocab_size": vocabulary, "hidden_size": settings.hidden, "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads, "intermediate_size": 4 * settings.hidden, "type_vocab_size": 1,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": PAD,
+    }  # fmt: skip
     with silent_transformers():
-        model = RobertaForMaskedLM(config)
-    positions = model.roberta.embeddings.position_embeddings.weight
-    positions.data.copy_(_waves(*positions.shape))
-    return model
-
-
-def _waves(count: int, width: int) -> Tensor:
-    """Sines and cosines [count, width] to start learned positions from: so neighbours are found in fewer steps."""
-    frequencies = 10_000.0 ** -(torch.arange(0, width, 2) / width)
-    angles = torch.arange(count)[:, None] * frequencies
-    return _WAVES * torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, :width]
+        if settings.positions == "rotary":
+            return RoFormerForMaskedLM(
+                RoFormerConfig(embedding_size=settings.hidden, max_position_embeddings=length, **shared)
+            )
+        return RobertaForMaskedLM(
+            RobertaConfig(max_position_embeddings=length + PAD + 1, bos_token_id=BEGIN, eos_token_id=END, **shared)
+        )
 
 
 def model_of(study: PretrainingStudy, cell: SystemCell, seed: int, vocabulary: int) -> tuple[nn.Module, list[str]]:
@@ -73,7 +70,8 @@ def masked_logits(model: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor
     """Logits at the masked positions alone: [B, L], [B, k] -> [B, k, vocabulary]."""
     hidden = model.base_model(input_ids=inputs).last_hidden_state  # type: ignore[operator]
     chosen = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-    logits: Tensor = model.lm_head(chosen)  # type: ignore[operator]
+    head = model.cls if hasattr(model, "cls") else model.lm_head
+    logits: Tensor = head(chosen)  # type: ignore[operator]
     return logits
 
 
