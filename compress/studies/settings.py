@@ -163,7 +163,7 @@ Sizes = Annotated[tuple[Positive, ...], BeforeValidator(to_tuple), AfterValidato
 class ProjectionSizes(Section):
     """The sizes at which each projection is fitted; none leaves it out."""
 
-    lowrank: Sizes = (8, 16, 32, 64)  # rank
+    lowrank: Sizes = (8, 16, 24, 40, 72)  # rank; from 16 on at the cost of a BH4 of width 256 below
     hadamard: Sizes = (16, 64)  # rank of the code
     bh4: Sizes = (4, 8, 16, 32)  # block
     acdc: Sizes = (1, 4, 8)  # layers
