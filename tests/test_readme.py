@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import re
 import shlex
 from itertools import pairwise, takewhile
@@ -20,6 +21,8 @@ import compress
 import compress.kernels
 from compress.recipe import LookupSettings, Override, Recipe, bundled_recipes, parse_recipe
 from compress.recipe.document import read_document
+from compress.studies import load_study
+from compress.studies.sweep import sweep_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -211,6 +214,12 @@ def test_example_recipes_are_valid(page: str, text: str) -> None:
 @pytest.mark.parametrize(("page", "words"), [line for line in compress_lines() if "--set" in line[1]], ids=str)
 def test_values_that_commands_set_are_valid(page: str, words: list[str]) -> None:
     changes = [value for option, value in pairwise(words) if option == "--set"]
+    if words[0] == "study":
+        load_study(words[1], changes)
+        return
+    if words[0] == "sweep":
+        points = sweep_study("MODEL", words[2], changes).points()
+        changes = [f"{key}={json.dumps(value)}" for point in points for key, value in point.items()]
     parse_recipe("version: 1", page, overrides=changes)
 
 
