@@ -64,7 +64,8 @@ class Pretraining:
                 name = f"{cell.name}-seed{seed}"
                 rates = study.training.learning_rate.model_dump()
                 own = {"ffn": cell.ffn, "settings": cell.settings, "seed": seed, "learning rate": rates[cell.ffn]}
-                own |= {"table learning rate": rates["tables"]} if cell.ffn == "lookup" else {}
+                if cell.ffn == "lookup":
+                    own |= {f"{part} learning rate": rates[part] for part in ("tables", "hash")}
                 self.systems[name] = cell, seed
                 self.cells.append(Cell(name, cell.name, _system(cell), {**shared, **own}))
         self.reference = _reference(study)
@@ -173,7 +174,8 @@ class Pretraining:
             f"Times are medians on the CPU ({processor()}, {torch.get_num_threads()} threads), interleaved with the "
             f"reference, {self.reference.name}, in the same process, in float32; LookupFFN by its kernel.",
             f"Every cell: the same tokens in the same order, AdamW, {t.warmup:.0%} warm-up, then a half cosine; peak "
-            f"step sizes: {stated} (tables {rates.tables:g}).",
+            f"step sizes: {stated} (tables {rates.tables:g}, "
+            f"hash {rates.hash:g} of its weights' root mean square).",
         ]
 
 

@@ -76,13 +76,17 @@ class TextSettings(Section):
 
 
 class LearningRates(Section):
-    """The peak step size in a model with FFNs of a kind; `tables`: of a LookupFFN's tables."""
+    """The peak step size in a model with FFNs of a kind.
+
+    `tables`: of a LookupFFN's tables; `hash`: of its hash's weights, over their root mean square at the start.
+    """
 
     vanilla: PositiveNumber = 1e-3
     slide: PositiveNumber = 1e-3
     mongoose: PositiveNumber = 1e-3
     lookup: PositiveNumber = 1e-3
     tables: PositiveNumber = 1e-3
+    hash: PositiveNumber = 0.01
 
 
 class TrainingSettings(Section):

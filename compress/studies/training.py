@@ -31,7 +31,6 @@ _KEEP_SECONDS = 120.0  # of training that a kill may cost
 _BETAS = (0.9, 0.98)  # RoBERTa's
 _CLIP = 1.0
 _EVALUATED = 32  # blocks at once
-_SPARSE = ("tables",)  # LookupFFN's parameters with a step size of their own, and without decay
 
 
 def build_model(settings: ModelSettings, vocabulary: int, length: int) -> nn.Module:
@@ -125,9 +124,12 @@ def _optimiser(model: nn.Module, cell: SystemCell, settings: TrainingSettings) -
     rates = settings.learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        sparse = cell.ffn == "lookup" and name.rpartition(".")[2] in _SPARSE
-        decay = 0.0 if sparse or parameter.dim() < 2 else settings.weight_decay
-        groups.setdefault((rates.tables if sparse else getattr(rates, cell.ffn), decay), []).append(parameter)
+        rate, decay = getattr(rates, cell.ffn), 0.0 if parameter.dim() < 2 else settings.weight_decay
+        if cell.ffn == "lookup" and name.endswith(".tables"):
+            rate, decay = rates.tables, 0.0
+        elif cell.ffn == "lookup" and name.endswith(".hash.projection.weight"):
+            rate, decay = rates.hash * float(parameter.detach().square().mean().sqrt()), 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()],
         betas=_BETAS, eps=1e-6, fused=True,
