@@ -122,7 +122,7 @@ def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
     """At `path`, and wherever else the model holds the same layer."""
     old = model.get_submodule(path)
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # named_children passes over a module that comes twice
             if child is old:
                 setattr(parent, name, layer)
 
