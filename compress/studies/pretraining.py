@@ -100,15 +100,13 @@ class Pretraining:
             made += [
                 Column(f"ffn_us_{batch}", f"FFNs, batch {batch}, µs/token", plain),
                 Column(f"ffn_relative_{batch}", "/ reference", times),
-                Column(f"model_us_{batch}", f"model, batch {batch}, µs/token", plain),
-                Column(f"model_relative_{batch}", "/ reference", times),
+                Column(f"model_relative_{batch}", f"model, batch {batch} / reference", times),
             ]
         made += [
             Column("int8_loss", "loss in int8", lambda value: f"{value:.3f}"),
             Column("int8_ffn_relative_1", "int8 FFNs, batch 1 / reference in int8", times),
             Column("training_seconds", "training, s", lambda value: f"{value:.0f}"),
             Column("computed", "neurons computed", lambda value: f"{value:.0f}"),
-            Column("retrieved_per_token", "retrieved per token", lambda value: f"{value:.0f}"),
             Column("recall", "recall of the largest 2 %", lambda value: f"{100 * value:.0f} %"),
             Column("rebuilds", "rebuilds", lambda value: f"{value:.1f}"),
             Column("largest_over_mean", "largest bucket / mean", lambda value: f"{value:.1f}"),
@@ -124,10 +122,7 @@ class Pretraining:
             (f"time-{batch}", f"ffn_relative_{batch}", f"CPU time of the FFNs at batch {batch}, reference = 1")
             for batch in self.study.timing.batches
         ]
-        level = ("unigram_loss", "unigrams")
-        return [
-            Picture(f"loss-over-{n}.png", key, label, "loss", "held-out loss, nats", level) for n, key, label in found
-        ]
+        return [Picture(f"loss-over-{n}.png", key, label, "loss", "held-out loss, nats") for n, key, label in found]
 
     def run(self, cell: Cell, folder: Path, stop: Stop) -> dict[str, Any]:
         """Train, and measure loss, costs and times."""
