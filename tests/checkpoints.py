@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pico
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.checkpoint import Placement, save_checkpoint
@@ -23,6 +24,28 @@ from compress.sites import example_inputs, find_sites, swap
 TASKS = {
     "llama": "causal", "gpt2": "causal", "bert": "embedding", "bert_masked": "masked", "vit": "image-classification",
 }  # fmt: skip
+AUTO_CLASSES = {
+    "llama": "AutoModelForCausalLM", "gpt2": "AutoModelForCausalLM", "bert": "AutoModel",
+    "bert_masked": "AutoModelForMaskedLM", "vit": "AutoModelForImageClassification",
+}  # fmt: skip
+_LOAD = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file
+import torch, transformers
+for argument in sys.argv[3:]:
+    name, auto = argument.split("=")
+    folder = Path(sys.argv[1], name)
+    try:
+        model = getattr(transformers, auto).from_pretrained(folder / "out")
+    except Exception as error:
+        print(name, type(error).__name__)
+        continue
+    with torch.no_grad():
+        answer = model(**load_file(folder / "inputs.safetensors"))[0]
+    difference = answer - load_file(folder / "answer.safetensors")["answer"]
+    print(name, difference.abs().max().item() <= float(sys.argv[2]))
+"""
 SIDE_FILES = {
     "tokenizer.json": b'{"version": "1.0"}\r\n',
     "vocab.txt": "[PAD]\nµ\n".encode(),
@@ -159,3 +182,15 @@ def python(code: str, *arguments: object) -> str:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
     return run.stdout
+
+
+def keep_answer(folder: Path, model: nn.Module, batch: dict[str, Tensor]) -> None:
+    """Write a batch and what a model answers beside the checkpoint folder/out, for `load_in_a_fresh_process`."""
+    save_file(batch, folder / "inputs.safetensors")
+    save_file({"answer": answer(model, batch)}, folder / "answer.safetensors")
+
+
+def load_in_a_fresh_process(imports: str, root: Path, *names: str, tolerance: float = 1e-6) -> dict[str, str]:
+    """For each family in root/name: whether its checkpoint answers as kept there, or the error's name."""
+    printed = python(imports + _LOAD, root, tolerance, *(f"{name}={AUTO_CLASSES[name]}" for name in names))
+    return dict(line.split() for line in printed.splitlines())

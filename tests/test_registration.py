@@ -9,61 +9,30 @@ from types import ModuleType, SimpleNamespace
 import checkpoints
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import compress
-
-AUTO_CLASSES = {
-    "llama": "AutoModelForCausalLM", "gpt2": "AutoModelForCausalLM", "bert": "AutoModel",
-    "bert_masked": "AutoModelForMaskedLM", "vit": "AutoModelForImageClassification",
-}  # fmt: skip
-
-LOAD = """
-import sys
-from pathlib import Path
-from safetensors.torch import load_file
-import torch, transformers
-for argument in sys.argv[2:]:
-    name, auto = argument.split("=")
-    folder = Path(sys.argv[1], name)
-    try:
-        model = getattr(transformers, auto).from_pretrained(folder / "out")
-    except Exception as error:
-        print(name, type(error).__name__)
-        continue
-    with torch.no_grad():
-        answer = model(**load_file(folder / "inputs.safetensors"))[0]
-    difference = answer - load_file(folder / "answer.safetensors")["answer"]
-    print(name, difference.abs().max().item() <= 1e-6)
-"""
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each family, with the dense model, the checkpoint, inputs and the answer before it was saved."""
     root = tmp_path_factory.mktemp("saved")
-    for name in AUTO_CLASSES:
+    for name in checkpoints.AUTO_CLASSES:
         (root / name).mkdir()
         made = checkpoints.save(name, root / name)
         batch = checkpoints.inputs(name)
-        save_file(batch, root / name / "inputs.safetensors")
-        save_file({"answer": checkpoints.answer(made.model, batch)}, root / name / "answer.safetensors")
+        checkpoints.keep_answer(root / name, made.model, batch)
     return root
 
 
-def load_in_a_fresh_process(imports: str, saved: Path, *names: str) -> dict[str, str]:
-    printed = checkpoints.python(imports + LOAD, saved, *(f"{name}={AUTO_CLASSES[name]}" for name in names))
-    return dict(line.split() for line in printed.splitlines())
-
-
 def test_compress_first(saved: Path) -> None:
-    loaded = load_in_a_fresh_process("import compress", saved, *AUTO_CLASSES)
-    assert loaded == dict.fromkeys(AUTO_CLASSES, "True")
+    loaded = checkpoints.load_in_a_fresh_process("import compress", saved, *checkpoints.AUTO_CLASSES)
+    assert loaded == dict.fromkeys(checkpoints.AUTO_CLASSES, "True")
 
 
 def test_transformers_first(saved: Path) -> None:
     imports = "from transformers import AutoModelForCausalLM\nimport compress"
-    assert load_in_a_fresh_process(imports, saved, "llama") == {"llama": "True"}
+    assert checkpoints.load_in_a_fresh_process(imports, saved, "llama") == {"llama": "True"}
 
 
 def test_transformers_first_but_not_its_quantizers() -> None:
@@ -78,8 +47,8 @@ def test_transformers_first_but_not_its_quantizers() -> None:
 
 def test_without_the_import_nothing_loads(saved: Path) -> None:
     """The dense weights' names hold empty tensors, so transformers fails where it would else make FFNs up."""
-    loaded = load_in_a_fresh_process("", saved, *AUTO_CLASSES)
-    assert loaded == dict.fromkeys(AUTO_CLASSES, "RuntimeError")
+    loaded = checkpoints.load_in_a_fresh_process("", saved, *checkpoints.AUTO_CLASSES)
+    assert loaded == dict.fromkeys(checkpoints.AUTO_CLASSES, "RuntimeError")
 
 
 def test_import_is_cheap() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pico
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_model, save_file
+from safetensors.torch import load_model
 
 import compress
 import compress.checkpoint
@@ -26,37 +25,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lookup": {"tables": 6, "bits": 4, "block": 8},
 }
 CLASSES = {"vanilla": VanillaFFN, "slide": SlideFFN, "mongoose": MongooseFFN, "lookup": LookupFFN}
-AUTO_CLASSES = {
-    "llama": "AutoModelForCausalLM", "gpt2": "AutoModelForCausalLM", "bert": "AutoModel",
-    "bert_masked": "AutoModelForMaskedLM", "vit": "AutoModelForImageClassification",
-}  # fmt: skip
 
-LOAD = """
-import sys
-from pathlib import Path
-from safetensors.torch import load_file
-import torch, transformers
-for argument in sys.argv[2:]:
-    name, auto = argument.split("=")
-    folder = Path(sys.argv[1], name)
-    try:
-        model = getattr(transformers, auto).from_pretrained(folder)
-    except Exception as error:
-        print(name, type(error).__name__)
-        continue
-    with torch.no_grad():
-        answer = model(**load_file(folder / "inputs"))[0]
-    difference = answer - load_file(folder / "answer")["answer"]
-    print(name, difference.abs().max().item() <= 1e-5)
-"""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:  # small matrices: several threads would only wait for each other
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -168,16 +138,15 @@ def test_gradient_checkpointing_in_the_trainer(kind: str, tmp_path: Path) -> Non
 
 
 def test_fresh_lookup_models_load_like_any_checkpoint(tmp_path: Path) -> None:
-    for name in AUTO_CLASSES:
-        model, batch = pico.FAMILIES[name](), checkpoints.inputs(name)
+    for name in checkpoints.AUTO_CLASSES:
+        model = pico.FAMILIES[name]()
         torch.manual_seed(0)
         compress.replace_ffn(model, "lookup", **SETTINGS["lookup"])
-        model.save_pretrained(tmp_path / name)
-        save_file(batch, tmp_path / name / "inputs")
-        save_file({"answer": checkpoints.answer(model, batch)}, tmp_path / name / "answer")
-        placed = compress.checkpoint.read_config(tmp_path / name).sites
+        model.save_pretrained(tmp_path / name / "out")
+        checkpoints.keep_answer(tmp_path / name, model, checkpoints.inputs(name))
+        placed = compress.checkpoint.read_config(tmp_path / name / "out").sites
         assert [(site.table_dtype, site.hash_dtype) for site in placed] == [("float32", "float32")] * 2
-    arguments = [f"{name}={auto}" for name, auto in AUTO_CLASSES.items()]
-    loaded = checkpoints.python("import compress" + LOAD, tmp_path, *arguments).split()
-    assert dict(zip(loaded[::2], loaded[1::2], strict=True)) == dict.fromkeys(AUTO_CLASSES, "True")
-    assert checkpoints.python(LOAD, tmp_path, arguments[0]).split() == ["llama", "RuntimeError"]
+    names = checkpoints.AUTO_CLASSES
+    loaded = checkpoints.load_in_a_fresh_process("import compress", tmp_path, *names, tolerance=1e-5)
+    assert loaded == dict.fromkeys(names, "True")
+    assert checkpoints.load_in_a_fresh_process("", tmp_path, "llama") == {"llama": "RuntimeError"}
