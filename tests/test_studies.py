@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,7 @@ def test_a_killed_study_goes_on_and_ends_the_same(study: Path, finished: Path, m
         run_study(study, out, stop=lambda: next(asked) == 7, threads=1)
     assert (out / "cells" / "vanilla-seed1" / "state.safetensors").is_file()
     assert [row["point"] for row in table(out)] == ["vanilla"]
+    assert (out / "loss-over-flops.png").is_file() or importlib.util.find_spec("matplotlib") is None
     told: list[str] = []
     outcome = run_study(study, out, tell=told.append, threads=1)
     assert [line.split(": ")[1].split(";")[0] for line in told] == CELLS[1:]
@@ -282,11 +285,45 @@ def test_what_ends_a_study_and_what_does_not(tmp_path: Path) -> None:
         runner.run_grid(grid, tmp_path / "other")
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    runner.run_grid(Numbers("a"), out)
-    with runner.held(out / ".lock", out, "this study", "wait"), pytest.raises(JobError, match="another process"):
-        runner.run_grid(Numbers("a", "b"), out)
+def test_processes_share_the_cells_of_a_study(tmp_path: Path) -> None:
+    out, told = tmp_path / "out", []
+
+    class Meanwhile(Numbers):
+        """One whose second cell sees another process begin."""
+
+        def run(self, cell: Cell, folder: Path, stop: Any) -> dict[str, Any]:
+            if cell.name == "b":
+                code = f"""
+                    import sys
+                    sys.path.insert(0, {str(Path(__file__).parent)!r})
+                    from pathlib import Path
+                    import test_studies, compress.studies.runner as runner
+                    from compress.errors import JobError
+                    out = Path({str(out)!r})
+                    other = test_studies.Numbers("a", "b", "c", "d", failing={{"d": ValueError("bad")}})
+                    runner.run_grid(other, out, tell=print)
+                    print(other.ran)
+                    other.cells[0] = test_studies.Cell("a", "a", "s", {{"name": "a", "bits": 3}})
+                    try:
+                        runner.run_grid(other, out)
+                    except JobError as error:
+                        print(error)
+                """
+                done = subprocess.run(
+                    [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+                )
+                told.append(done.stdout)
+            return super().run(cell, folder, stop)
+
+    grid = Meanwhile("a", "b", "c", "d")
+    outcome = runner.run_grid(grid, out)
+    assert grid.ran == ["a", "b"]
+    assert [(result.cell.name, result.error) for result in outcome.failed] == [("d", "ValueError: bad")]
+    assert [point.name for point in outcome.points] == ["a", "b", "c", "d"]
+    assert "['c', 'd']" in told[0]
+    assert "1 cell is being run by other processes" in told[0]
+    assert "another process works on this study as it was; changed since: bits" in told[0]
+    assert "still to do" not in (out / "table.md").read_text()
 
 
 def test_means_and_standard_errors() -> None:

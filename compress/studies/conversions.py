@@ -20,6 +20,7 @@ from ..errors import RecipeError
 from ..evaluate import Report
 from ..evaluate.references import evaluate_dense
 from ..evaluate.wording import bytes_text, number, time_text
+from ..lock import in_turn
 from ..models import load_pretrained
 from ..plan import choose_sites
 from ..preparation import model_fingerprints, prepare
@@ -113,8 +114,10 @@ class Conversions:
         if recipe.has_data or not self.library_text:
             return recipe
         texts = folder / "train.txt", folder / "heldout.txt"
-        if not all(text.is_file() for text in texts):
-            texts = write_split(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with in_turn(folder / ".lock"):
+            if not all(text.is_file() for text in texts):
+                texts = write_split(folder)
         return restore_recipe(recipe.stored(), recipe.text, "the recipe", [
             f"data.path={json.dumps(str(texts[0]))}", f"eval.data={json.dumps(recipe.eval.data or str(texts[1]))}"
         ])  # fmt: skip

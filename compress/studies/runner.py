@@ -1,4 +1,4 @@
-"""Run the cells of a study, each in a folder of its own, so that a study that was killed goes on."""
+"""Run the cells of a study, each in a folder of its own: a killed study goes on, several processes share the work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,13 +14,14 @@ from typing import Any, Protocol
 from ..distill.stopped import Stopped
 from ..durable import replace_text, seal, unseal
 from ..errors import DiskFullError, JobError
-from ..lock import held
+from ..lock import if_free, in_turn, shared
 from .pictures import Picture, draw_points
 from .results import Cell, Point, Result, points_of
 from .tables import Column, to_csv, to_markdown
 
 FORMAT = 1
 MARK, CELLS = "study.json", "cells"
+_LOCKS = ".locks"
 _BEGUN, _RESULT = "cell.json", "result.json"
 
 Stop = Callable[[], bool]
@@ -75,43 +76,53 @@ def run_grid(
     """Run the cells that `out` does not hold yet; write `table.csv`, `table.md` and the pictures.
 
     A cell that fails is recorded with its reason and tried again by the next call. Where the study changed, its changed
-    cells are done again. tell: told of each cell before it runs.
-    Raises JobError where `out` holds something else, or a study none of whose cells is one of these; DiskFullError; and
-    Stopped where `stop` said so, the tables written from what there is.
+    cells are done again. Processes that run the same study into one folder share its cells. tell: told of each cell
+    before it runs.
+    Raises JobError where `out` holds something else, or a study none of whose cells is one of these, or where other
+    processes work on the study as it was before it changed; DiskFullError; and Stopped where `stop` said so, tables
+    and pictures made of what there is.
     """
     _claim(grid, out)
-    with held(out / ".lock", out, "this study", "wait for it, or end it"):
-        _forget_changed(grid, out, tell)
-        for number, cell in enumerate(grid.cells, 1):
-            if _done(cell, out):
-                continue
-            tell(f"cell {number} of {len(grid.cells)}: {cell.name}{_time_left(grid, out)}")
-            _run_cell(grid, cell, out, stop)
-            _write_tables(grid, out)
-        outcome = _write_tables(grid, out)
-        drawn = [draw_points(outcome.points, picture, out) for picture in grid.pictures]
-        if drawn and not any(drawn) and any(result.error is None for result in outcome.results):
-            tell("no pictures were drawn: pip install 'compress-lookup[plot]' brings matplotlib")
-    return outcome
+    with shared(out / _LOCKS / "study", lambda alone: _forget_changed(grid, out, tell, alone)):
+        # Those that fail from now on do so in another process.
+        failed = {result.cell.name for result in results_of(grid, out) if result.error is not None}
+        elsewhere = 0
+        try:
+            for number, cell in enumerate(grid.cells, 1):
+                with if_free(out / _LOCKS / f"cell-{cell.name}") as free:
+                    elsewhere += not free
+                    if not free or not _to_do(cell, out, failed):
+                        continue
+                    tell(f"cell {number} of {len(grid.cells)}: {cell.name}{_time_left(grid, out)}")
+                    _run_cell(grid, cell, out, stop)
+                _write_tables(grid, out)
+        except Stopped:
+            _write_all(grid, out, tell)
+            raise
+        if elsewhere:
+            tell(f"{elsewhere} cell{'s are' if elsewhere > 1 else ' is'} being run by other processes")
+        return _write_all(grid, out, tell)
 
 
 def _claim(grid: Grid, out: Path) -> None:
     """Make the folder a study's, or see that it is."""
     if not (out / MARK).is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        # What another process that begins the same study has there by now is no obstacle.
+        if out.exists() and (not out.is_dir() or any(path.name != _LOCKS for path in out.iterdir())):
             raise JobError(
                 "the output folder holds something else", where=str(out),
                 remedy="choose another folder with -o, or empty this one",
             )  # fmt: skip
-        out.mkdir(parents=True, exist_ok=True)
-        replace_text(out / MARK, seal({"format": FORMAT, "title": grid.title}))
-    else:
-        try:
-            version = unseal((out / MARK).read_text(encoding="utf-8"))["format"]
-        except (ValueError, KeyError) as error:
-            raise JobError(f"damaged: {error}", where=str(out / MARK), remedy="choose another folder") from None
-        if version > FORMAT:
-            raise JobError("the study is of a newer version", where=str(out), remedy="upgrade compress-lookup")
+    (out / _LOCKS).mkdir(parents=True, exist_ok=True)
+    with in_turn(out / _LOCKS / "mark"):
+        if not (out / MARK).is_file():
+            replace_text(out / MARK, seal({"format": FORMAT, "title": grid.title}))
+    try:
+        version = unseal((out / MARK).read_text(encoding="utf-8"))["format"]
+    except (ValueError, KeyError) as error:
+        raise JobError(f"damaged: {error}", where=str(out / MARK), remedy="choose another folder") from None
+    if version > FORMAT:
+        raise JobError("the study is of a newer version", where=str(out), remedy="upgrade compress-lookup")
 
 
 def _folder(cell: Cell, out: Path) -> Path:
@@ -131,18 +142,23 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _done(cell: Cell, out: Path) -> bool:
+def _to_do(cell: Cell, out: Path, again: Container[str]) -> bool:
+    """Whether a cell has no result, or failed and is to be tried `again`."""
     values = _read(_folder(cell, out) / _RESULT)
-    return values is not None and values["error"] is None
+    return values is None or (values["error"] is not None and cell.name in again)
 
 
-def _forget_changed(grid: Grid, out: Path, tell: Callable[[str], None]) -> None:
-    """Remove what cells left that are otherwise now, and say which; refuse where nothing would stay."""
+def _forget_changed(grid: Grid, out: Path, tell: Callable[[str], None], alone: bool) -> None:
+    """Remove what cells left that are otherwise now, and say which; refuse where nothing would stay.
+
+    alone: whether no other process works on the study; where one does, nothing is removed.
+    """
     begun = {cell.name: _read(_folder(cell, out) / _BEGUN) for cell in grid.cells if _folder(cell, out).is_dir()}
     changed = {
         cell.name: [] if (was := begun[cell.name]) is None else _differences(was["identity"], cell.identity)
         for cell in grid.cells
         if cell.name in begun and (begun[cell.name] or {}).get("fingerprint") != fingerprint(cell)
+        if alone or begun[cell.name] is not None  # what another process begins just now
     }
     damaged = [name for name in changed if begun[name] is None]
     keys = sorted({key for found in changed.values() for key in found})
@@ -151,6 +167,11 @@ def _forget_changed(grid: Grid, out: Path, tell: Callable[[str], None]) -> None:
         raise JobError(
             "the folder holds another study" + (f": changed since it began: {', '.join(keys)}" if keys else ""),
             where=str(out), remedy="put it back as it was, choose another folder with -o, or remove this one",
+        )  # fmt: skip
+    if changed and not alone:
+        raise JobError(
+            f"another process works on this study as it was; changed since: {', '.join(keys)}", where=str(out),
+            remedy="wait for it, or end it",
         )  # fmt: skip
     if changed:
         why = f" ({', '.join(keys)})" if keys else ""
@@ -206,9 +227,9 @@ def _time_left(grid: Grid, out: Path) -> str:
     done = results_of(grid, out)
     if not done:
         return ""
-    left = 0.0
+    left, names = 0.0, {cell.name for cell in grid.cells}
     for cell in grid.cells:
-        if not _done(cell, out):
+        if _to_do(cell, out, names):
             near = [r.seconds for r in done if r.cell.point == cell.point]
             near = near or [r.seconds for r in done if r.cell.system == cell.system] or [r.seconds for r in done]
             left += sum(near) / len(near)
@@ -223,6 +244,17 @@ def _write_tables(grid: Grid, out: Path) -> Outcome:
         paragraphs.append(f"{missing} of {len(grid.cells)} cells are still to do.")
     paragraphs += [f"Failed: {error}" for point in points for error in point.errors]
     markdown = "\n\n".join(paragraphs) + "\n"
-    replace_text(out / "table.csv", to_csv(points))
-    replace_text(out / "table.md", markdown)
+    with in_turn(out / _LOCKS / "tables"):
+        replace_text(out / "table.csv", to_csv(points))
+        replace_text(out / "table.md", markdown)
     return Outcome(tuple(results), tuple(points), markdown)
+
+
+def _write_all(grid: Grid, out: Path, tell: Callable[[str], None]) -> Outcome:
+    """The tables and the pictures."""
+    outcome = _write_tables(grid, out)
+    with in_turn(out / _LOCKS / "tables"):
+        drawn = [draw_points(outcome.points, picture, out) for picture in grid.pictures]
+    if drawn and not any(drawn) and any(result.error is None for result in outcome.results):
+        tell("no pictures were drawn: pip install 'compress-lookup[plot]' brings matplotlib")
+    return outcome
