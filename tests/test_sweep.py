@@ -52,31 +52,29 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def swept(work: Path) -> Path:
-    """A sweep that was stopped in its second conversion, and went on; at one budget nothing fits."""
+    """A sweep that was stopped in its second conversion, and went on."""
     out = work / "out"
-    assignments = ["lookup.budget=0.01,0.5,0.75", "finetune.steps=0"]
+    assignments = ["lookup.budget=0.5,0.75", "finetune.steps=0"]
     asked = iter(range(1000))
     options = {"data": str(work / "text.txt"), "threads": 1, "max_loss": 0.5}
     with pytest.raises(Stopped):
         compress.sweep(
-            str(work / "model"), work / "recipe.yaml", out, overrides=assignments, stop=lambda: next(asked) == 4,
+            str(work / "model"), work / "recipe.yaml", out, overrides=assignments, stop=lambda: next(asked) == 30,
             **options,
         )  # fmt: skip
-    journal = json.loads((out / "cells" / "budget-0.5-steps-0" / "model" / ".job" / "journal.json").read_text())
+    journal = json.loads((out / "cells" / "budget-0.75-steps-0" / "model" / ".job" / "journal.json").read_text())
     assert journal["state"] == "running"
     result = invoke(
         work, *(part for one in assignments for part in ("--set", one)), "-o", str(out), "--max-loss", "0.5"
     )
-    assert result.exit_code == 1, result.output
-    assert "1 of 3 cells failed" in result.output
+    assert result.exit_code == 0, result.output
     return out
 
 
 def test_a_sweep_gives_the_trade_off(swept: Path) -> None:
     found = rows(swept)
-    assert [name.partition(", ")[2].partition(",")[0] for name in found] == ["budget 0.01", "budget 0.5", "budget 0.75"]
-    failed, small, large = found.values()
-    assert "more than the budget of 0.01" in failed["error"]
+    assert [name.partition(", ")[2].partition(",")[0] for name in found] == ["budget 0.5", "budget 0.75"]
+    small, large = found.values()
     assert 0 < float(small["cost"]) <= 0.5 < float(large["cost"]) <= 0.75
     assert float(small["bytes_per_token"]) < float(large["bytes_per_token"])
     for row, name in ((small, "budget-0.5-steps-0"), (large, "budget-0.75-steps-0")):
@@ -90,7 +88,6 @@ def test_a_sweep_gives_the_trade_off(swept: Path) -> None:
     text = (swept / "table.md").read_text()
     assert "Loss: ln(perplexity / dense" in text
     assert "Cheapest within a loss of 0.5: LookupFFN, budget 0.5" in text
-    assert "Failed: budget-0.01" in text
 
 
 def test_a_finished_sweep_is_not_done_again(work: Path, swept: Path) -> None:
@@ -121,6 +118,8 @@ def test_the_cells_are_listed(work: Path) -> None:
         (["lookup.budget=0.1,0.2", "lookup.budget=0.3"], "is given twice"),
         (["lookup.budgets=0.1,0.2"], "did you mean `lookup.budget`"),
         (["lookup.budget=0.1,much"], "must be a number above 0"),
+        (["lookup.budget=0.01,0.5"], "more than the budget of 0.01"),
+        (["lookup.budget=0.01,0.5"], "budget-0.01: "),
     ],
 )
 def test_a_wrong_sweep_is_refused(work: Path, given: list[str], words: str) -> None:

@@ -13,21 +13,22 @@ from typing import Any
 
 from ..checkpoint import FORMAT_VERSION
 from ..conversion import convert, resume
-from ..data import EvalData, check_data, load_corpus
+from ..data import Corpus, EvalData, check_data, load_corpus
 from ..distill.job import is_job
 from ..distill.writing import is_unwritten, write_corpus
-from ..errors import RecipeError
+from ..errors import CompressError, RecipeError
 from ..evaluate import Report
 from ..evaluate.references import evaluate_dense
 from ..evaluate.wording import bytes_text, number, time_text
 from ..lock import in_turn
 from ..models import load_pretrained
-from ..plan import choose_sites
+from ..plan import choose_sites, make_plan
 from ..preparation import model_fingerprints, prepare
 from ..recipe import Recipe, load_recipe, restore_recipe
 from ..recipes.embedded import MODEL as EMBEDDED
 from ..recipes.embedded.corpus import write_split
 from ..sites import find_experts, find_sites
+from ..streams import stream_of
 from .pictures import Picture
 from .results import Cell, Point
 from .runner import Stop
@@ -73,14 +74,23 @@ class Conversions:
         shared = {"format": FORMAT_VERSION, **self.fingerprints}
         self.cells: list[Cell] = []
         self.corpora: dict[str, str] = {}  # fingerprints
+        loaded: dict[str, Corpus] = {}
+        streams = {site.name: stream_of(pretrained.model, site.output) for site in sites}
         with TemporaryDirectory() as folder:
             for one in wanted:
                 recipe = self._placed(one.recipe, Path(folder))
                 choose_sites(sites, recipe, experts)
                 data = recipe.fingerprint("data", "seed")
-                if data not in self.corpora:
+                if data not in loaded:
                     check_data(recipe.data)
-                    self.corpora[data] = load_corpus(recipe.data, pretrained, recipe.seed).fingerprint
+                    loaded[data] = load_corpus(recipe.data, pretrained, recipe.seed)
+                    self.corpora[data] = loaded[data].fingerprint
+                if one.finished is None and one.width is None:
+                    try:
+                        make_plan(sites, recipe, loaded[data], streams, experts)
+                    except CompressError as error:
+                        where = f"{one.name}: {error.where}" if error.where else one.name
+                        raise type(error)(error.message, where=where, remedy=error.remedy) from None
                 identity = {"library": shared, "data": self.corpora[data]}
                 if one.width is None:
                     identity["recipe"] = recipe.resolved()

@@ -106,13 +106,11 @@ def run_grid(
 
 def _claim(grid: Grid, out: Path) -> None:
     """Make the folder a study's, or see that it is."""
-    if not (out / MARK).is_file():
-        # What another process that begins the same study has there by now is no obstacle.
-        if out.exists() and (not out.is_dir() or any(path.name != _LOCKS for path in out.iterdir())):
-            raise JobError(
-                "the output folder holds something else", where=str(out),
-                remedy="choose another folder with -o, or empty this one",
-            )  # fmt: skip
+    if not (out / MARK).is_file() and not _free(out):
+        raise JobError(
+            "the output folder holds something else", where=str(out),
+            remedy="choose another folder with -o, or empty this one",
+        )  # fmt: skip
     (out / _LOCKS).mkdir(parents=True, exist_ok=True)
     with in_turn(out / _LOCKS / "mark"):
         if not (out / MARK).is_file():
@@ -123,6 +121,11 @@ def _claim(grid: Grid, out: Path) -> None:
         raise JobError(f"damaged: {error}", where=str(out / MARK), remedy="choose another folder") from None
     if version > FORMAT:
         raise JobError("the study is of a newer version", where=str(out), remedy="upgrade compress-lookup")
+
+
+def _free(out: Path) -> bool:
+    """Whether nothing is there but what another process that begins the same study has just made."""
+    return not out.exists() or (out.is_dir() and all(path.name == _LOCKS for path in out.iterdir()))
 
 
 def _folder(cell: Cell, out: Path) -> Path:
