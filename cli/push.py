@@ -42,7 +42,7 @@ def push(
 
 
 def _show(transfer: Transfer) -> None:
-    from compress.evaluate.wording import bytes_text
+    from compress.evaluate.wording import bytes_text, counted
 
     typer.echo(f"{transfer.repo}, {transfer.revision}, {'public' if transfer.public else 'private'}")
     for name, size in transfer.sent.items():
@@ -51,4 +51,4 @@ def _show(transfer: Transfer) -> None:
         typer.echo(f"{'remove':>10}  {name}")
     count, total = len(transfer.sent), bytes_text(sum(transfer.sent.values()))
     there = f"; {len(transfer.kept)} there already" if transfer.kept else ""
-    typer.echo(f"{count} file{'s' if count != 1 else ''} to upload, {total}{there}")
+    typer.echo(f"{counted(count, 'file')} to upload, {total}{there}")

@@ -135,8 +135,10 @@ def _print_guesses(guesses: list[Guess]) -> None:
 
 def _print_embeddings(names: list[str], vectors: Tensor) -> None:
     """One line an embedding [B, d]; with several, the matrix of their cosines."""
+    from compress.evaluate.wording import counted
+
     count, width = vectors.shape
-    typer.echo(f"{count} embedding{'s' if count > 1 else ''} of {width} dimensions")
+    typer.echo(f"{counted(count, 'embedding')} of {width} dimensions")
     for number, (name, vector) in enumerate(zip(names, vectors.tolist(), strict=True), 1):
         values = " ".join(f"{value: .4f}" for value in vector[:_VALUES])
         typer.echo(f"{number:>3} {values} ...  {name if len(name) <= _NAME else name[: _NAME - 3] + '...'}")

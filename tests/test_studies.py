@@ -321,7 +321,7 @@ def test_processes_share_the_cells_of_a_study(tmp_path: Path) -> None:
     assert [(result.cell.name, result.error) for result in outcome.failed] == [("d", "ValueError: bad")]
     assert [point.name for point in outcome.points] == ["a", "b", "c", "d"]
     assert "['c', 'd']" in told[0]
-    assert "1 cell is being run by other processes" in told[0]
+    assert "left to other processes, which run them now: 1 cell" in told[0]
     assert "another process works on this study as it was; changed since: bits" in told[0]
     assert "still to do" not in (out / "table.md").read_text()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluate.tables import table
-from ..evaluate.wording import bytes_text, count_text, time_text
+from ..evaluate.wording import bytes_text, count_text, counted, time_text
 from .systems import DENSE, NAMES, SYSTEMS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _work(result: Mapping[str, Any]) -> Table:
     sizes = list(dict.fromkeys(row["tokens"] for row in rows))
     made = table(
         "Work of a layer",
-        ["", "parameters", "FLOPs a token", *(f"parameters touched, {size} token{_s(size)}" for size in sizes)],
+        ["", "parameters", "FLOPs a token", *(f"parameters touched, {counted(size, 'token')}" for size in sizes)],
     )
     for system in SYSTEMS:
         own = [row for row in rows if row["system"] == system]
@@ -52,9 +52,9 @@ def _latency(result: Mapping[str, Any], threads: int) -> Table:
     rows = [row for row in result["latency"] if row["threads"] == threads]
     rate = rows[0]["streaming_rate"]
     made = table(
-        f"Latency of a layer, {threads} thread{_s(threads)}: time, against dense float32, share of the streaming rate "
+        f"Latency of a layer, {counted(threads, 'thread')}: time, against dense float32, share of the streaming rate "
         f"of {rate / 1e9:.1f} GB/s",
-        ["", *(f"{row['batch']} token{_s(row['batch'])}" for row in rows)],
+        ["", *(f"{counted(row['batch'], 'token')}" for row in rows)],
     )
     for system in SYSTEMS:
         cells = []
@@ -107,10 +107,6 @@ def _energy(result: Mapping[str, Any]) -> Table:
     return made
 
 
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
-
-
 def _count(value: float | None) -> str:
     return "" if value is None else count_text(value)
 
@@ -153,7 +149,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _place(row: Mapping[str, Any]) -> str:
-    return f"{NAMES[row['system']]}, {row['tokens']} token{_s(row['tokens'])}, {row['state']}"
+    return f"{NAMES[row['system']]}, {counted(row['tokens'], 'token')}, {row['state']}"
 
 
 def _bars(rows: list[dict[str, Any]], keys: tuple[str, ...], stacked: bool, title: str) -> Any:

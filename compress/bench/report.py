@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CompressError
 from ..evaluate.tables import table
-from ..evaluate.wording import bytes_text, time_text
+from ..evaluate.wording import bytes_text, counted, time_text
 from .contestants import DENSE, DENSE_INT8
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table]:
     for row in result["rows"]:
         tokens = row["batch"]
         made = table(
-            f"A layer at {tokens} token{'s' if tokens > 1 else ''}, median of {row['rounds']} rounds",
+            f"A layer at {counted(tokens, 'token')}, median of {row['rounds']} rounds",
             ["", "time", "against dense float32", "against the best dense int8", "must read", "of the streaming rate"],
         )
         seconds = row["seconds"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..evaluate.wording import counted
 from .systems import DENSE, DENSE_INT8, PAPER, SLIDE, SLIDE_SKEWED
 
 CLAIMED_GAIN = 2.5  # times lower latency than the dense FFN
@@ -38,8 +39,7 @@ def _hits(counts: Sequence[Mapping[str, Any]]) -> Statement:
         return Statement(text, None, "There are no counts.")
     shares = [[1 - missed / row["references"] for missed in row["missed"]] for row in rows]
     parts = [
-        f"{row['tokens']} token{'s' if row['tokens'] > 1 else ''}, {row['state']}: "
-        + ", ".join(f"{100 * share:.1f} %" for share in each)
+        f"{counted(row['tokens'], 'token')}, {row['state']}: " + ", ".join(f"{100 * share:.1f} %" for share in each)
         for row, each in zip(rows, shares, strict=True)
     ]
     evidence = f"References served by the first, by two and by all levels ({rows[0]['source']}): {'; '.join(parts)}."
@@ -64,9 +64,7 @@ def _independent(counts: Sequence[Mapping[str, Any]]) -> Statement:
     spreads = list(_spreads(counts))
     if not spreads:
         return Statement(text, None, "There are no counts.")
-    parts = [
-        f"{name} at {tokens} token{'s' if tokens > 1 else ''} {100 * spread:+.2f} %" for name, tokens, spread in spreads
-    ]
+    parts = [f"{name} at {counted(tokens, 'token')} {100 * spread:+.2f} %" for name, tokens, spread in spreads]
     own = [abs(spread) for name, _, spread in spreads if name == "LookupFFN"]
     evidence = f"Instructions with alike over those with even tokens: {', '.join(parts)}."
     return Statement(text, bool(own) and max(own) < _SAME, evidence)

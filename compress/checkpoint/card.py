@@ -86,6 +86,8 @@ def _source_front_matter(folder: Path) -> dict[str, Any]:
 
 
 def _introduction(folder: Path, checkpoint: CheckpointConfig) -> str:
+    from ..evaluate.wording import counted
+
     source, count = checkpoint.source, len(checkpoint.sites)
     made_from = f"[{source}](https://huggingface.co/{source})" if checkpoint.from_hub else f"`{source}`"
     revision = f", revision `{checkpoint.revision}`" if checkpoint.revision else ""
@@ -93,7 +95,7 @@ def _introduction(folder: Path, checkpoint: CheckpointConfig) -> str:
     kind = "low-rank factors" if factorised else "LookupFFN"
     text = (
         f"# {source.rpartition('/')[2]} with {kind}\n\n"
-        f"Made from {made_from}{revision}: {count} feed-forward network{'s' if count > 1 else ''} replaced by "
+        f"Made from {made_from}{revision}: {counted(count, 'feed-forward network')} replaced by "
         f"{'' if factorised else 'LookupFFN '}students, distilled from the dense ones, to run fast on a CPU. "
         "`recipe.yaml` is the recipe, "
         "`recipe.resolved.yaml` has every value filled in, `report.json` the whole report."
@@ -146,9 +148,12 @@ def _measured(report: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _conditions(setting: Mapping[str, Any]) -> str:
+    from ..evaluate.wording import counted
+
     data = f", on {setting['data']}" if setting.get("data") else ""
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
-    return f"Measured with {setting['threads']} threads of {setting['processor']} ({setting['isa']}){data}; {versions}."
+    machine = f"{counted(setting['threads'], 'thread')} of {setting['processor']} ({setting['isa']})"
+    return f"Measured with {machine}{data}; {versions}."
 
 
 def markdown_table(table: Table) -> str:

@@ -41,6 +41,11 @@ def bytes_text(count: float) -> str:
     return f"{count:.2f} GB"
 
 
+def counted(count: int, thing: str) -> str:
+    """Write how many there are of a thing: `1 token`, `16 tokens`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def count_text(count: float) -> str:
     """Write a count in powers of a thousand: k, M, G."""
     for unit in ("", " k", " M"):
@@ -57,5 +62,4 @@ def scope_text(row: Mapping[str, Any]) -> str:
 
 def place_text(row: Mapping[str, Any]) -> str:
     """Say what a latency row measured, and on how much."""
-    tokens = row["tokens"]
-    return f"{scope_text(row)} at batch {row['batch']} ({tokens} token{'s' if tokens != 1 else ''})"
+    return f"{scope_text(row)} at batch {row['batch']} ({counted(row['tokens'], 'token')})"

@@ -17,7 +17,7 @@ from ..baselines.costs import costs
 from ..baselines.slide import SlideFFN
 from ..errors import CompressError, RecipeError
 from ..evaluate.setting import processor
-from ..evaluate.wording import bytes_text, count_text
+from ..evaluate.wording import bytes_text, count_text, counted
 from .masked_text import load_masked_text
 from .pictures import Picture
 from .results import Cell, Point
@@ -166,8 +166,8 @@ class Pretraining:
             f"{self.text.unigram_loss:.3f}.",
             "Multiply-adds, bytes (float32) and parameters are of one FFN, per token at batch 1; an exponential counts "
             "10. SLIDE and MONGOOSE count the neurons that they computed on held-out text, not their rebuilds.",
-            f"Times are medians on the CPU ({processor()}, {torch.get_num_threads()} threads), interleaved with the "
-            f"reference, {self.reference.name}, in the same process, in float32; LookupFFN by its kernel.",
+            f"Times are medians on the CPU ({processor()}, {counted(torch.get_num_threads(), 'thread')}), interleaved "
+            f"with the reference, {self.reference.name}, in the same process, in float32; LookupFFN by its kernel.",
             f"Every cell: the same tokens in the same order, AdamW, {t.warmup:.0%} warm-up, then a half cosine; peak "
             f"step sizes: {stated} (tables {rates.tables:g}, "
             f"hash {rates.hash:g} of its weights' root mean square).",

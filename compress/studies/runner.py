@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ..distill.stopped import Stopped
 from ..durable import replace_text, seal, unseal
 from ..errors import DiskFullError, JobError
+from ..evaluate.wording import counted
 from ..lock import if_free, in_turn, shared
 from .pictures import Picture, draw_points
 from .results import Cell, Point, Result, points_of
@@ -100,7 +101,7 @@ def run_grid(
             _write_all(grid, out, tell)
             raise
         if elsewhere:
-            tell(f"{elsewhere} cell{'s are' if elsewhere > 1 else ' is'} being run by other processes")
+            tell(f"left to other processes, which run them now: {counted(elsewhere, 'cell')}")
         return _write_all(grid, out, tell)
 
 
