@@ -47,7 +47,20 @@ def bench(
     whole: Annotated[
         bool, typer.Option("--whole", help="The whole model of a checkpoint, not its FFNs alone; PyTorch and OpenVINO.")
     ] = False,
-    shape: Annotated[str, typer.Option(metavar="BxT,...", help="With --whole: sequences x tokens.")] = "1x16,32x32",
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Whole models of known sizes with random weights: gpt2, llama-1b, bert-base, minilm."
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BxT,...",
+            help="Of whole models: sequences x tokens, or 1x1+128, a token behind 128 cached "
+            "ones; by default 1x16,32x32, of causal models 1x1+128,1x128.",
+        ),
+    ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="The paper's profile: dense, SLIDE and LookupFFN; time, misses, energy.")
     ] = False,
@@ -57,7 +70,10 @@ def bench(
     caches: Annotated[
         str | None, typer.Option(metavar="K,M,M", help="With --profile: caches to simulate; by default the machine's.")
     ] = None,
-    only: Annotated[str | None, typer.Option(metavar="NAME,...", help="Dense variants to measure.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Dense variants to measure; of whole models, engines: torch, openvino."),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Of measuring a batch size, at least three rounds.")] = 6.0,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the numbers as JSON; - for standard output.")
@@ -71,11 +87,13 @@ def bench(
     """Time an FFN, dense in every engine that is installed and as look-ups, interleaved on the same inputs.
 
     Weights and rows come from memory: caches are swept before every pass. ONNX Runtime, OpenVINO and torchao take part
-    where they are installed. With --whole, models run as in a process that runs nothing else.
+    where they are installed. With --whole and --config, models run as in a process that runs nothing else.
     """
-    _refuse_ignored(context, checkpoint, whole, profile)
-    if whole:
-        _whole(checkpoint, against, shape, json_file, seconds, threads, trust_remote_code)
+    _refuse_ignored(context, checkpoint, whole, config, profile)
+    if whole or config is not None:
+        _check_writable(json_file)
+        result = _whole(checkpoint, against, config, budget, shape, only, seconds, threads, trust_remote_code)
+        _give(result, json_file, _show_whole)
         return
     from compress.bench.contestants import DENSE
     from compress.bench.report import can_draw, draw
@@ -117,10 +135,11 @@ def bench(
 
 
 _OF_ALL = {"checkpoint", "json_file", "seconds", "threads", "trust_remote_code"}
-_OF_WHOLE = {*_OF_ALL, "whole", "shape", "against"}
+_OF_WHOLE = {*_OF_ALL, "whole", "shape", "against", "only"}
+_OF_CONFIG = {*_OF_ALL, "config", "budget", "whole", "shape", "only"} - {"trust_remote_code"}
 _OF_CHECKPOINT = {*_OF_ALL, "against", "batch", "only", "report"}
-_NOT_OF_PROFILE = {"checkpoint", "against", "whole", "shape", "only", "trust_remote_code"}
-_NOT_OF_SIZES = {"whole", "shape", "against", "counters", "caches"}
+_NOT_OF_PROFILE = {"checkpoint", "against", "whole", "config", "shape", "only", "trust_remote_code"}
+_NOT_OF_SIZES = {"whole", "config", "shape", "against", "counters", "caches"}
 
 
 def _given(context: typer.Context, name: str) -> bool:
@@ -128,7 +147,9 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _refuse_ignored(context: typer.Context, checkpoint: str | None, whole: bool, profile: bool) -> None:
+def _refuse_ignored(
+    context: typer.Context, checkpoint: str | None, whole: bool, config: str | None, profile: bool
+) -> None:
     """Raise CompressError for an option that means nothing beside the others that are given."""
     for parameter in context.command.params:
         name = str(parameter.name)
@@ -136,6 +157,8 @@ def _refuse_ignored(context: typer.Context, checkpoint: str | None, whole: bool,
             continue
         if profile:
             kind, used = "with --profile", name not in _NOT_OF_PROFILE
+        elif config:
+            kind, used = "with --config", name in _OF_CONFIG
         elif whole:
             kind, used = "with --whole", name in _OF_WHOLE
         elif checkpoint:
@@ -150,21 +173,35 @@ def _refuse_ignored(context: typer.Context, checkpoint: str | None, whole: bool,
 
 
 def _whole(
-    checkpoint: str | None, against: str | None, shape: str, json_file: str | None, seconds: float,
-    threads: int | None, trust_remote_code: bool,
-) -> None:  # fmt: skip
-    from compress.bench.whole import Shape, bench_model
+    checkpoint: str | None, against: str | None, config: str | None, budget: float, shape: str | None,
+    only: str | None, seconds: float, threads: int | None, trust_remote_code: bool,
+) -> dict[str, Any]:  # fmt: skip
+    from compress.bench.shapes import Shape
+    from compress.bench.sized import sized_pair
+    from compress.bench.whole import DEFAULT_SHAPES, ENGINES, bench_model
     from compress.evaluate.evaluation import load_pair
 
-    if checkpoint is None:
-        raise CompressError("--whole needs a checkpoint", where="--whole", remedy="name one: compress bench CHECKPOINT")
-    _check_writable(json_file)
+    if (checkpoint is None) == (config is None):
+        raise CompressError(
+            "--whole needs a checkpoint" if config is None else "both a checkpoint and --config are given",
+            where="--whole" if config is None else "--config",
+            remedy="name one: compress bench CHECKPOINT --whole, or compress bench --config gpt2",
+        )
+    engines = ENGINES if only is None else tuple(only.split(","))
+    if unknown := [name for name in engines if name not in ENGINES]:
+        raise CompressError(f"unknown engine {unknown[0]}", where="--only", remedy=f"choose of {', '.join(ENGINES)}")
     try:
-        shapes = [Shape.parse(part) for part in shape.split(",")]
+        shapes = None if shape is None else [Shape.parse(part) for part in shape.split(",")]
     except ValueError:
-        raise CompressError(f"{shape} is no list of shapes", where="--shape", remedy="write 1x16,32x32, say") from None
-    pair = load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
-    _give(bench_model(*pair, shapes, seconds=seconds, threads=threads), json_file, _show_whole)
+        remedy = "write 1x16,32x32, say, and 1x1+128 for a token behind 128 others"
+        raise CompressError(f"{shape} is no list of shapes", where="--shape", remedy=remedy) from None
+    if config is not None:
+        pair = sized_pair(config, budget)
+    else:
+        assert checkpoint is not None
+        pair = load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
+    shapes = shapes or DEFAULT_SHAPES[pair[0].task == "causal"]
+    return bench_model(*pair, shapes, seconds=seconds, threads=threads, engines=engines)
 
 
 def _show_whole(result: dict[str, Any]) -> None:

@@ -32,5 +32,9 @@ def export(
 
     if to != "openvino":
         raise CompressError(f"unknown engine {to!r}", where="--to", remedy="choose openvino")
-    write(checkpoint, output, rest=rest, data=data, trust_remote_code=trust_remote_code)
+    write(checkpoint, output, rest=rest, data=data, trust_remote_code=trust_remote_code, tell=_tell)
     typer.echo(f"written to {output}")
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)

@@ -11,7 +11,9 @@ import torch
 from compress.cli import app
 from typer.testing import CliRunner
 
-from compress.bench.whole import Shape, random_inputs, without_ffns
+from compress.bench import sized, whole
+from compress.bench.shapes import RandomPool
+from compress.bench.whole import without_ffns
 from compress.models import load_pretrained
 from compress.sites import find_sites
 
@@ -43,7 +45,7 @@ def test_every_way_is_timed_or_named(checkpoint):
 
 def test_the_bound_has_no_ffn_and_leaves_the_model_alone(checkpoint):
     dense = load_pretrained(str(checkpoint.with_name("dense"))).model
-    inputs = random_inputs({"input_ids": torch.arange(5, 20)[None]}, Shape(2, 6), 0)
+    inputs = RandomPool({"input_ids": torch.arange(5, 20)}, 6).batch(2, 0)
     with torch.no_grad():
         before = dense(**inputs).last_hidden_state
         bound = without_ffns(dense)(**inputs).last_hidden_state
@@ -54,12 +56,80 @@ def test_the_bound_has_no_ffn_and_leaves_the_model_alone(checkpoint):
     assert layer.intermediate.dense.weight.numel()
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """The known sizes, with pico ones in their place."""
+    sizes = {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 1}
+    monkeypatch.setitem(sized._SIZES, "gpt2", ("GPT2LMHeadModel", sizes))
+
+
+def test_models_of_known_sizes_generate_token_by_token(small):
+    arguments = [
+        "bench",
+        "--config",
+        "gpt2",
+        "--budget",
+        "0.75",
+        "--shape",
+        "1x1+4,2x7",
+        "--seconds",
+        "0",
+        "--json",
+        "-",
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert [row["shape"] for row in result["rows"]] == ["1 x 1 behind 4", "2 x 7"]
+    names = {*TORCH, "compressed, torch float32", "compressed, torch int8"}
+    if all(importlib.util.find_spec(name) for name in ("openvino", "nncf")):
+        names |= {*OPENVINO, "compressed, openvino float32", "compressed, openvino int8"}
+    assert all(row["seconds"].keys() == names for row in result["rows"])
+    only = json.loads(CliRunner().invoke(app, [*arguments, "--only", "torch"]).stdout)
+    assert not any("openvino" in name for row in only["rows"] for name in row["seconds"])
+
+
+def test_a_model_of_known_sizes_shares_all_but_its_ffns(small):
+    dense, compressed = sized.sized_pair("gpt2", 0.75)
+    shared = {id(parameter) for parameter in dense.model.parameters()}
+    own = [name for name, parameter in compressed.model.named_parameters() if id(parameter) not in shared]
+    assert own
+    assert all(".mlp." in name for name in own)
+    assert {id(parameter) for parameter in compressed.model.parameters()} & shared
+    again, _ = sized.sized_pair("gpt2", 0.75)
+    assert all(map(torch.equal, dense.model.parameters(), again.model.parameters()))
+    sizes = [
+        sum(parameter.numel() for parameter in model.parameters()) for model in (dense.model, without_ffns(dense.model))
+    ]
+    assert sizes[1] < sizes[0]
+
+
+def test_default_shapes_and_what_cannot_generate(checkpoint):
+    assert [str(shape) for shape in whole.DEFAULT_SHAPES[True]] == ["1 x 1 behind 128", "1 x 128"]
+    arguments = [
+        "bench",
+        str(checkpoint),
+        "--whole",
+        "--against",
+        str(checkpoint.with_name("dense")),
+        "--shape",
+        "1x1+4",
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert "does not generate token by token" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ((), "needs a checkpoint"),
         (("{out}", "--shape", "1x0"), "no list of shapes"),
         (("{out}", "--shape", "a"), "list"),
+        (("{out}", "--shape", "2x1+4"), "1x1+128"),
+        (("{out}", "--only", "tensorrt"), "choose of torch, openvino"),
+        (("{out}", "--config", "gpt2"), "both a checkpoint and --config"),
+        (("--config", "gpt5"), "choose one of gpt2, llama-1b"),
     ],
 )
 def test_mistakes_are_named(checkpoint, arguments, expected):
@@ -75,6 +145,7 @@ def test_mistakes_are_named(checkpoint, arguments, expected):
         (("{out}", "--whole", "--report", "x"), "--report"), (("{out}", "--whole", "--batch", "1"), "--batch"),
         (("{out}", "--hidden", "64"), "--hidden"), (("{out}", "--shape", "1x4"), "--shape"),
         (("--against", "x"), "--against"), (("--shape", "1x4"), "--shape"),
+        (("--config", "gpt2", "--against", "x"), "--against"), (("--config", "gpt2", "--hidden", "8"), "--hidden"),
     ],
 )  # fmt: skip
 def test_an_option_that_would_be_ignored_is_refused(checkpoint, arguments, option):

@@ -24,7 +24,8 @@ openvino = pytest.importorskip("openvino")
 if not shutil.which("g++") or not kernels.available():
     pytest.skip("no C++ compiler, or no native kernel", allow_module_level=True)
 
-from compress.openvino import export, extension, library  # noqa: E402
+from compress.openvino import export, extension, graph, library  # noqa: E402
+from compress.openvino.cached import positions  # noqa: E402
 from compress.openvino.exporting import MODEL_FILE  # noqa: E402
 from compress.openvino.graph import Compiled  # noqa: E402
 
@@ -137,6 +138,60 @@ def test_an_exported_model_answers_as_the_checkpoint(core, checkpoint, tmp_path,
     operations = (out / MODEL_FILE).read_text().count('type="LookupFFN"')
     assert operations == 2
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_causal_model_goes_on_from_its_state(core, checkpoint, tmp_path, family):
+    export(checkpoint(family), tmp_path / "out")
+    compiled = Compiled(core, str(tmp_path / "out" / MODEL_FILE))
+    model = load_pretrained(str(checkpoint(family))).model
+    ids = torch.randint(5, 60, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0  # padded on the left, as for generation
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask, 9)).logits
+    for _ in range(2):  # a second sequence begins anew
+        parts, cache = [], None
+        for begin, end in ((0, 5), (5, 6), (6, 9)):
+            answer = compiled(input_ids=ids[:, begin:end], attention_mask=mask[:, :end], cache=cache)
+            parts.append(answer["logits"])
+            cache = answer.cache
+        assert cache == 9
+        assert torch.allclose(torch.cat(parts, 1)[mask.bool()], expected[mask.bool()], rtol=1e-3, atol=1e-3)
+    # Two beams that go on from the third sequence.
+    chosen = torch.tensor([2, 2, 0], dtype=torch.int32)
+    beams = compiled(input_ids=ids[:, :1], cache=9, attention_mask=torch.ones(3, 10, dtype=torch.long), beam_idx=chosen)
+    cache = compiled(input_ids=ids[2:]).cache
+    alone = compiled(input_ids=ids[:1, :1], cache=cache)
+    assert torch.allclose(beams["logits"][0], alone["logits"][0], atol=1e-4)
+
+
+def test_a_causal_model_whose_cache_is_of_another_kind(core, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "remembered", lambda model: None)
+    out = tmp_path / "out"
+    done = invoke(checkpoint("gpt2"), "-o", out)
+    assert done.exit_code == 0, done.output
+    assert "each call reads its whole sequence" in done.output
+    assert not Compiled(core, str(out / MODEL_FILE)).stateful
+    assert "reset_state" not in (out / "README.md").read_text()
+
+
+def test_the_card_generates_as_pytorch_does(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    export(checkpoint("gpt2"), out)
+    blocks = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
+    code = "import os, sys; os.chdir(sys.argv[1])\n" + "\n".join(blocks).replace(
+        "print(tokenizer.decode(ids))", "print(ids)"
+    )
+    written = json.loads(python(code, out))
+    pretrained = load_pretrained(str(checkpoint("gpt2")))
+    ids = torch.tensor([written[:-20]])
+    assert ids.shape[1] > 1
+    with torch.no_grad():
+        expected = pretrained.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None
+        )
+    assert written == expected[0].tolist()
 
 
 def test_the_card_says_how_to_load_it(checkpoint, tmp_path):

@@ -57,7 +57,7 @@ def of_sizes(
     width take part. Raises CompressError for sizes or dtypes that do not fit.
     """
     dense = _dense(sizes)
-    geometry = _student(dense, student)
+    geometry = student_of(dense, student)
     kinds = dict(_kinds(table_dtype, hash_dtype))
 
     def maker(kind: tuple[TableDtype, HashDtype]) -> Callable[[], Sequence[PackedLookupFFN]]:
@@ -82,7 +82,7 @@ def profiled(
     """
     dense = _dense(sizes)
     tables, matrices = next(kind for _, kind in _kinds(table_dtype or "int8", hash_dtype))
-    return Setup(dense, _student(dense, paper), _student(dense, budget), tables, matrices)
+    return Setup(dense, student_of(dense, paper), student_of(dense, budget), tables, matrices)
 
 
 def _dense(sizes: Mapping[str, Any]) -> DenseGeometry:
@@ -94,7 +94,8 @@ def _dense(sizes: Mapping[str, Any]) -> DenseGeometry:
     return DenseGeometry(sizes["hidden"], sizes["intermediate"], sizes["hidden"], sizes["gated"], sizes["activation"])
 
 
-def _student(dense: DenseGeometry, student: float | Mapping[str, Any]) -> Geometry:
+def student_of(dense: DenseGeometry, student: float | Mapping[str, Any]) -> Geometry:
+    """The student that conversions ship at a cost, or one of a geometry's own sizes. Raises CompressError."""
     if isinstance(student, Mapping):
         return Geometry(dense.d_in, dense.d_out, gated=dense.gated, activation=dense.activation, **student)
     return fill(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,101 +18,53 @@ from ..evaluate.setting import processor
 from ..evaluate.tables import table
 from ..evaluate.wording import time_text
 from ..models import Pretrained
-from ..sites import StandIn, check_replaceable, example_inputs, find_sites, swap
+from ..sites import StandIn, check_replaceable, example_inputs, find_sites, swap, usable_token_ids
 from .engines import installed
-from .run import FORMAT, SETTLING
+from .run import FORMAT
+from .shapes import RandomPool, Shape, contestant
+from .sized import sharing_copy
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 REFERENCE = "torch float32"
 COMPRESSED = "compressed"
+ENGINES = ("torch", "openvino")
 BOUND = "without FFNs"
+DEFAULT_SHAPES = {False: [Shape(1, 16), Shape(32, 32)], True: [Shape(1, 1, 128), Shape(1, 128)]}  # of causal models?
 _CALIBRATION = 16  # batches that int8 takes ranges from; speed does not depend on them
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sequences of a pass, and tokens of each."""
-
-    sequences: int
-    tokens: int
-
-    def __str__(self) -> str:
-        return f"{self.sequences} x {self.tokens}"
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """Read `32x16`. Raises ValueError."""
-        sequences, tokens = (int(part) for part in text.split("x"))
-        if sequences < 1 or tokens < 1:
-            raise ValueError(text)
-        return cls(sequences, tokens)
-
-
-class _Pass:
-    """A pass over fresh random inputs, right behind another: as in a process that runs nothing else."""
-
-    def __init__(self, model: nn.Module, source: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> None:
-        self.model, self.source, self.shape, self.dtype = model, source, shape, dtype
-        self.inputs: dict[str, Tensor] = {}
-
-    def prepare(self, round_: int) -> None:
-        """Let the threads of the engine before fall asleep, and run once on other inputs."""
-        time.sleep(SETTLING)
-        for seed in (2 * round_, 2 * round_ + 1):
-            made = random_inputs(self.source, self.shape, seed)
-            self.inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in made.items()}
-            if seed % 2 == 0:
-                self.run()
-
-    def run(self) -> object:
-        """Run the model."""
-        return self.model(**self.inputs)
-
-
-def random_inputs(example: Mapping[str, Tensor], shape: Shape, seed: int) -> dict[str, Tensor]:
-    """Inputs of a shape like an example's: token ids [B, T] that the example has, a mask of ones, or noise [B, ...]."""
-    generator = torch.Generator().manual_seed(seed)
-    made = {}
-    for name, value in example.items():
-        if value.is_floating_point():
-            made[name] = torch.randn(shape.sequences, *value.shape[1:], generator=generator)
-            continue
-        size = (shape.sequences, shape.tokens)
-        ids = value.flatten()
-        made[name] = ids[torch.randint(0, len(ids), size, generator=generator)]
-    if "input_ids" in made:
-        made["attention_mask"] = torch.ones_like(made["input_ids"])
-    return made
-
-
 def bench_model(
-    dense: Pretrained, compressed: Pretrained, shapes: Sequence[Shape], *, seconds: float, threads: int | None = None
-) -> dict[str, Any]:
+    dense: Pretrained, compressed: Pretrained, shapes: Sequence[Shape], *, seconds: float, threads: int | None = None,
+    engines: Sequence[str] = ENGINES,
+) -> dict[str, Any]:  # fmt: skip
     """Time a pass of the dense and of the compressed model in every way that is installed, interleaved.
 
+    engines: those of ENGINES that take part; PyTorch always does.
     Beside each engine's fastest kind stands the bound: the dense model with its FFNs gone. Returns `machine`, `layer`
     (what ran), `rows` (shape, rounds, and seconds by name) and `left_out` with reasons by name.
     """
     left_out: dict[str, str] = {}
-    source = example_inputs(dense.model)
-    source = {name: value for name, value in source.items() if name in ("input_ids", "pixel_values")}
-    if not source:
+    source = _example(dense.model)
+    if any(shape.past for shape in shapes) and dense.task != "causal":
         raise CompressError(
-            f"models that read {dense.model.main_input_name} are not timed whole here", where="--whole",
-            remedy="time them on their own data: compress eval",
+            f"{type(dense.model).__name__} does not generate token by token", where="--shape",
+            remedy="leave out the shapes with a +",
         )  # fmt: skip
     open_rest(compressed.model)
     rows = []
     with threads_set(threads) as count, torch.no_grad():
         runs = dict(_torch_models(dense, compressed))
-        runs |= _openvino_models(dense, compressed, source, count, left_out)
+        if "openvino" in engines:
+            runs |= _openvino_models(dense, compressed, source, count, left_out)
         for shape in shapes:
             passes = {
-                name: _Pass(run, source, shape, torch.bfloat16 if name.endswith("bfloat16") else torch.float32)
+                name: contestant(run, source, shape, torch.bfloat16 if name.endswith("bfloat16") else torch.float32)
                 for name, run in runs.items()
+                if not shape.past or getattr(run, "stateful", True)
             }
+            left_out |= dict.fromkeys(runs.keys() - passes, f"keeps no keys and values: not at {shape}")
             taken, rounds = interleave(passes, seconds)
             rows.append(
                 {"shape": str(shape), "tokens": shape.sequences * shape.tokens, "rounds": rounds, "seconds": taken}
@@ -122,6 +72,20 @@ def bench_model(
         machine = {"processor": processor(), "isa": kernels.isa(), "threads": count}
     name = type(dense.model).__name__
     return {"format": FORMAT, "machine": machine, "model": name, "rows": rows, "left_out": left_out}
+
+
+def _example(model: Any) -> dict[str, Tensor]:
+    """What a pass reads, as an example: all usable token ids, or pixels."""
+    found = example_inputs(model)
+    example = {name: value for name, value in found.items() if name in ("input_ids", "pixel_values")}
+    if not example:
+        raise CompressError(
+            f"models that read {model.main_input_name} are not timed whole here", where="--whole",
+            remedy="time them on their own data: compress eval",
+        )  # fmt: skip
+    if "input_ids" in example:
+        example["input_ids"] = torch.tensor(usable_token_ids(model.config))
+    return example
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[Table]:
@@ -153,7 +117,7 @@ def _torch_models(dense: Pretrained, compressed: Pretrained) -> Iterator[tuple[s
 
 def without_ffns(model: nn.Module) -> nn.Module:
     """A copy of a dense model whose FFNs hand their input on: the bound of whatever replaces them."""
-    left = copy.deepcopy(model)
+    left = sharing_copy(model)
     for site in find_sites(left):
         check_replaceable(site)
         if site.d_in != site.d_out:
@@ -181,7 +145,7 @@ def _openvino_models(
     core.add_extension(str(library))
     bound = copy.copy(dense)
     bound.model = without_ffns(dense.model)  # type: ignore[assignment]
-    calibration = [random_inputs(source, Shape(1, 32), 10_000 + i) for i in range(_CALIBRATION)]
+    calibration = [RandomPool(source, 32).batch(1, 10_000 + i) for i in range(_CALIBRATION)]
     runs: dict[str, nn.Module] = {}
     for prefix, suffix, pretrained in (("", "", dense), ("", f" {BOUND}", bound), (f"{COMPRESSED}, ", "", compressed)):
         graph = to_openvino(pretrained, library)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from ..errors import CheckpointError, CompressError
 from ..evaluate.evaluation import checkpoint_data
 from ..hub import local_folder
 from ..models import load_pretrained
-from .graph import Compiled, import_nncf, quantised, to_openvino
+from .cached import step_error
+from .graph import Compiled, import_nncf, quantised, to_openvino, trace_arguments
 from .library import extension, openvino
 
 if TYPE_CHECKING:
@@ -28,20 +30,21 @@ if TYPE_CHECKING:
 RESTS = ("float32", "int8")
 MODEL_FILE = "openvino_model.xml"
 CALIBRATION_EXAMPLES = 300
+_TOLERANCE = 1e-3  # of the norm, between answers token by token and in one pass
 
 
 def export(
     checkpoint: Path | str, out: Path | str, *, rest: str = "float32", data: str | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool = False, tell: Callable[[str], None] = lambda line: None,
 ) -> None:  # fmt: skip
     """Write a checkpoint as an OpenVINO folder: `openvino_model.xml`, its weights, tokenizer, config and a card.
 
     checkpoint: a folder or a hub id.
     rest: what everything but the students is computed in; "int8" quantises it with nncf, ranges taken from `data`, a
     path or `hub:NAME`, by default what the recipe evaluates on.
-    Causal models come without a cache of keys and values. OUT appears whole or not at all. Raises KernelError where
-    OpenVINO, nncf or a compiler is missing, CheckpointError where the folder is no checkpoint or the exported model
-    does not answer as it does, CompressError for an unknown `rest` and where `out` exists.
+    Causal models keep keys and values as state; `tell` is told of one that cannot. OUT appears whole or not at all.
+    Raises KernelError where OpenVINO, nncf or a compiler is missing, CheckpointError where the folder is no checkpoint
+    or the exported model does not answer as it does, CompressError for an unknown `rest` and where `out` exists.
     """
     if rest not in RESTS:
         raise CompressError(f"unknown dtype {rest!r}", where="rest", remedy=f"choose one of {', '.join(RESTS)}")
@@ -59,16 +62,21 @@ def export(
     core = openvino().Core()
     core.add_extension(str(library))
     model = to_openvino(pretrained, library)
-    problems = verify_outputs(folder, Compiled(core, model))
+    compiled = Compiled(core, model)
+    problems = [each.what for each in verify_outputs(folder, compiled)]
+    if compiled.stateful and (error := step_error(compiled, trace_arguments(pretrained)["input_ids"])) > _TOLERANCE:
+        problems.append(f"token by token its answers differ by {error:.2g} from those of one pass")
     if problems:
         raise CheckpointError(
-            "the exported model does not answer as the checkpoint does: " + "; ".join(each.what for each in problems),
+            "the exported model does not answer as the checkpoint does: " + "; ".join(problems),
             where=str(folder), remedy="report this with the versions of transformers and openvino",
         )  # fmt: skip
+    if pretrained.task == "causal" and not compiled.stateful:
+        tell("keys and values of this model cannot be kept: each call reads its whole sequence")
     if examples is not None:
         model = quantised(model, _calibration(examples))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as made:
-        _write(Path(made) / "out", folder, model, rest)
+        _write(Path(made) / "out", folder, model, rest, compiled.stateful)
         os.replace(Path(made) / "out", target)
 
 
@@ -79,7 +87,7 @@ def _calibration(data: EvalData) -> list[dict[str, Tensor]]:
     return [data.examples.collate(numpy.asarray([row]), None) for row in chosen]
 
 
-def _write(folder: Path, checkpoint: Path, model: Model, rest: str) -> None:
+def _write(folder: Path, checkpoint: Path, model: Model, rest: str, stateful: bool) -> None:
     folder.mkdir()
     copy_side_files(checkpoint, folder)
     if (licence := checkpoint / SOURCE_README_FILE).is_file():
@@ -88,10 +96,10 @@ def _write(folder: Path, checkpoint: Path, model: Model, rest: str) -> None:
     config.pop("quantization_config")  # transformers' own loaders find no weights here
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     openvino().save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
-    (folder / "README.md").write_text(_card(checkpoint, rest), encoding="utf-8")
+    (folder / "README.md").write_text(_card(checkpoint, rest, stateful), encoding="utf-8")
 
 
-def _card(checkpoint: Path, rest: str) -> str:
+def _card(checkpoint: Path, rest: str, stateful: bool) -> str:
     source = read_config(checkpoint).source
     return f"""# {source} with LookupFFN, for OpenVINO
 
@@ -104,5 +112,30 @@ import compress.openvino, openvino
 core = openvino.Core()
 core.add_extension(str(compress.openvino.extension()))
 model = core.compile_model("{MODEL_FILE}", "CPU")
+```
+{_GENERATION if stateful else ""}"""
+
+
+_GENERATION = """
+The model keeps keys and values of what it has read as state. Token by token, for one sequence:
+
+```python
+import numpy
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+new = tokenizer("Once upon a time")["input_ids"]
+request, ids = model.create_infer_request(), list(new)
+request.reset_state()  # a new sequence
+for _ in range(20):
+    values = {
+        "input_ids": numpy.array([new]), "attention_mask": numpy.ones((1, len(ids)), dtype=numpy.int64),
+        "position_ids": numpy.arange(len(ids) - len(new), len(ids))[None], "beam_idx": numpy.zeros(1, numpy.int32),
+    }
+    names = {port.any_name for port in request.model_inputs}
+    answer = request.infer({name: value for name, value in values.items() if name in names})
+    new = [int(answer["logits"][0, -1].argmax())]
+    ids += new
+print(tokenizer.decode(ids))
 ```
 """

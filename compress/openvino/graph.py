@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,21 +20,23 @@ from ..errors import KernelError, ModelError
 from ..lookup import PackedLookupFFN
 from ..models import Pretrained
 from ..quiet import silent_transformers
+from .cached import BEAM, Stepwise, make_stateful, positions, remembered
 from .library import openvino
 
 if TYPE_CHECKING:
     from openvino import Model
 
+# Full precision for what is not quantised, keys and values included, so that answers are those of PyTorch.
+_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "PERFORMANCE_HINT": "LATENCY"}
 LAYOUT_VERSION = 1  # of the kernel's buffers; kernels/openvino.cpp reads this one
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
-_FILL = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}  # where a batch leaves them out
 
 
 def to_openvino(pretrained: Pretrained, library: Path) -> Model:
     """Trace a model, dense or compressed, its students becoming operations of the extension; its outputs keep names.
 
-    Causal models come without a cache of keys and values. Raises ModelError where the model's kind of input is not
-    known or a student is not met.
+    Causal models keep keys and values as state (`make_stateful`), where theirs can be kept so. Raises ModelError where
+    the model's kind of input is not known or a student is not met.
     """
     from openvino.frontend.pytorch import ConversionExtension, ModuleExtension
     from openvino.opset13 import constant
@@ -67,7 +69,13 @@ def to_openvino(pretrained: Pretrained, library: Path) -> Model:
         ConversionExtension("LookupFFN", operation),
     ]
     with quiet(), _uncached(model), _as_they_were(students):
-        made = openvino().convert_model(model, example_input=trace_arguments(pretrained), extension=extensions)
+        layers = remembered(model) if pretrained.task == "causal" else None
+        if layers is None:
+            made = openvino().convert_model(model, example_input=trace_arguments(pretrained), extension=extensions)
+        else:
+            step = Stepwise(model, layers)
+            made = openvino().convert_model(step, example_input=step.example(), extension=extensions)
+            make_stateful(made, step)
     if len(met) != len(students):
         raise ModelError(
             f"tracing met {len(met)} of {len(students)} students", where=type(model).__name__,
@@ -130,9 +138,18 @@ def quantised(model: Model, batches: Sequence[dict[str, Tensor]]) -> Model:
         return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
 
 
-def arguments(batch: dict[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
-    """The inputs of a model by name, as arrays; a mask or token types that a batch leaves out are ones or zeros."""
-    return {name: (batch[name] if name in batch else _FILL[name](batch["input_ids"])).numpy() for name in names}
+def arguments(batch: Mapping[str, Tensor], names: Sequence[str], past: int = 0) -> dict[str, Any]:
+    """The inputs of a model by name, as arrays; what a batch leaves out is that of sequences without padding.
+
+    past: tokens whose keys and values are in the model's state.
+    """
+    values = dict(batch)
+    if (ids := values.get("input_ids")) is not None:
+        mask = values.setdefault("attention_mask", torch.ones(ids.shape[0], past + ids.shape[1], dtype=torch.long))
+        values.setdefault("token_type_ids", torch.zeros_like(ids))
+        values.setdefault("position_ids", positions(mask, ids.shape[1]))
+        values.setdefault(BEAM, torch.arange(ids.shape[0], dtype=torch.int32))
+    return {name: values[name].numpy() for name in names}
 
 
 def import_nncf() -> Any:
@@ -148,20 +165,37 @@ def import_nncf() -> Any:
     return nncf
 
 
+class Answer(dict[str, Tensor]):
+    """Named tensors, and how many tokens the model's state holds now."""
+
+    cache: int | None = None
+
+
 class Compiled(nn.Module):
-    """A model compiled for the CPU, called as its PyTorch original is: keyword tensors -> named tensors."""
+    """A model compiled for the CPU, called as its PyTorch original is: keyword tensors -> named tensors.
+
+    One that keeps keys and values goes on where it was when it is given the `cache` of its last answer.
+    """
 
     def __init__(self, core: Any, model: Model | str, **settings: Any) -> None:
         super().__init__()
         self.where = nn.Parameter(torch.empty(0), requires_grad=False)
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", **settings}
+        settings = {**_SETTINGS, **settings}
         self.request = core.compile_model(model, "CPU", settings).create_infer_request()
         self.names = [port.any_name for port in self.request.model_inputs]
+        self.stateful = BEAM in self.names
 
-    def forward(self, return_dict: bool = True, **batch: Tensor) -> dict[str, Tensor]:
-        """Answer a batch; a mask or token types that it leaves out are ones or zeros."""
-        answers = self.request.infer(arguments(batch, self.names))
-        return {name: torch.from_numpy(value) for port, value in answers.items() for name in port.names}
+    def forward(
+        self, return_dict: bool = True, use_cache: bool = False, cache: int | None = None, **batch: Tensor
+    ) -> Answer:
+        """Answer a batch; what it leaves out is that of sequences without padding. cache: tokens in the state."""
+        if self.stateful and cache is None:
+            self.request.reset_state()
+        answers = self.request.infer(arguments(batch, self.names, cache or 0))
+        made = Answer({name: torch.from_numpy(value) for port, value in answers.items() for name in port.names})
+        if self.stateful:
+            made.cache = (cache or 0) + batch["input_ids"].shape[1]
+        return made
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Sites: the dense feed-forward networks inside a transformer, found by structure, and put back as students."""
 
 from .discovery import find_sites
-from .examples import example_inputs
+from .examples import example_inputs, usable_token_ids
 from .experts import experts_error, find_experts, listed
 from .norms import find_norms
 from .site import Site, base_model, base_model_path, dense_parameter_name, from_base, to_base
@@ -27,4 +27,5 @@ __all__ = [
     "site_weights",
     "swap",
     "to_base",
+    "usable_token_ids",
 ]

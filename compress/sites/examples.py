@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import SiteError
 
 TOKENS = 8
+_SMALL = 256  # of a vocabulary, from which examples are
 SAMPLES = 4_000  # a quarter of a second of a waveform at the usual rate
 
 
@@ -69,15 +70,21 @@ def _vocabulary(config: Any) -> int:
     return int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
 
 
+def usable_token_ids(config: Any) -> list[int]:
+    """Ids of a model's vocabulary that stand for text, not for padding, ends, images or sounds; [0] where none do."""
+    values = {**config.to_dict(), **config.get_text_config().to_dict()}
+    special: set[Any] = set()
+    for key, token in values.items():
+        if key.endswith(("_token_id", "_token_index")):
+            special |= set(token) if isinstance(token, (list, tuple)) else {token}
+    return [token for token in range(_vocabulary(config)) if token not in special] or [0]
+
+
 def _token_ids(config: Any, rows: int) -> Tensor:
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or TOKENS
     length = min(TOKENS, positions) if positions > 0 else TOKENS  # XLNet says -1 for as many as you like
-    special: set[Any] = set()
-    for kind in ("pad", "bos", "eos"):
-        token = getattr(text, f"{kind}_token_id", None)
-        special |= set(token) if isinstance(token, (list, tuple)) else {token}
-    usable = [token for token in range(min(_vocabulary(config), 256)) if token not in special] or [0]
+    usable = [token for token in usable_token_ids(config) if token < _SMALL] or [0]
     return torch.tensor([[usable[(7 * i + 3 * row) % len(usable)] for i in range(length)] for row in range(rows)])
 
 
