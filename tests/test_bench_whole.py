@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 
 import converted
 import pytest
@@ -12,6 +13,7 @@ from compress.cli import app
 from typer.testing import CliRunner
 
 from compress.bench import sized, whole
+from compress.bench.parts import PARTS, parts_of, seconds_by_part
 from compress.bench.shapes import RandomPool
 from compress.bench.whole import without_ffns
 from compress.models import load_pretrained
@@ -85,6 +87,9 @@ def test_models_of_known_sizes_generate_token_by_token(small):
     if all(importlib.util.find_spec(name) for name in ("openvino", "nncf")):
         names |= {*OPENVINO, "compressed, openvino float32", "compressed, openvino int8"}
     assert all(row["seconds"].keys() == names for row in result["rows"])
+    for name, spent in result["rows"][0]["parts"].items():
+        assert spent.keys() == set(PARTS)
+        assert all(taken > 0 for part, taken in spent.items() if part != "FFNs" or "without" not in name)
     only = json.loads(CliRunner().invoke(app, [*arguments, "--only", "torch"]).stdout)
     assert not any("openvino" in name for row in only["rows"] for name in row["seconds"])
 
@@ -102,6 +107,44 @@ def test_a_model_of_known_sizes_shares_all_but_its_ffns(small):
         sum(parameter.numel() for parameter in model.parameters()) for model in (dense.model, without_ffns(dense.model))
     ]
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_every_matrix_belongs_to_a_part(tmp_path, family):
+    model = load_pretrained(str(converted.dense_folder(tmp_path / family, family))).model
+    parts = parts_of(model, find_sites(model))
+    assert {*parts.values()} >= {"FFNs", "attention", "norms", "embeddings"}
+    for path, module in model.named_modules():
+        if module.__class__.__name__ in ("Linear", "Conv1D", "Embedding", "LayerNorm", "LlamaRMSNorm"):
+            around = [part for known, part in parts.items() if f"{path}.".startswith(f"{known}.")]
+            assert around, path
+            assert ("attention" in around) == bool({"attn", "self_attn", "attention"} & {*path.split(".")}), path
+
+
+def test_time_within_a_part_counts_once(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    class Slow(torch.nn.Module):
+        def __init__(self, seconds, inner=None):
+            super().__init__()
+            self.seconds, self.inner = seconds, inner or torch.nn.Identity()
+
+        def forward(self, x):
+            clock[0] += self.seconds
+            return self.inner(x)
+
+    model = torch.nn.Sequential(Slow(4.0, Slow(2.0)), Slow(1.0))
+
+    class Once:
+        def prepare(self, round_):
+            clock[0] += 100.0
+
+        def run(self):
+            model(torch.zeros(1))
+
+    spent = seconds_by_part(model, {"0": "attention", "0.inner": "norms", "9": "head"}, Once())
+    assert spent == {"FFNs": 0, "attention": 4, "norms": 2, "embeddings": 0, "head": 0, "between": 1}
 
 
 def test_default_shapes_and_what_cannot_generate(checkpoint):

@@ -20,6 +20,7 @@ from ..evaluate.wording import time_text
 from ..models import Pretrained
 from ..sites import StandIn, check_replaceable, example_inputs, find_sites, swap, usable_token_ids
 from .engines import installed
+from .parts import PARTS, parts_of, seconds_by_part
 from .run import FORMAT
 from .shapes import RandomPool, Shape, contestant
 from .sized import sharing_copy
@@ -43,7 +44,8 @@ def bench_model(
 
     engines: those of ENGINES that take part; PyTorch always does.
     Beside each engine's fastest kind stands the bound: the dense model with its FFNs gone. Returns `machine`, `layer`
-    (what ran), `rows` (shape, rounds, and seconds by name) and `left_out` with reasons by name.
+    (what ran), `rows` (shape, rounds, seconds by name, and of PyTorch's models by part) and `left_out` with reasons
+    by name.
     """
     left_out: dict[str, str] = {}
     source = _example(dense.model)
@@ -53,6 +55,7 @@ def bench_model(
             remedy="leave out the shapes with a +",
         )  # fmt: skip
     open_rest(compressed.model)
+    parts = parts_of(dense.model, find_sites(dense.model))
     rows = []
     with threads_set(threads) as count, torch.no_grad():
         runs = dict(_torch_models(dense, compressed))
@@ -66,9 +69,11 @@ def bench_model(
             }
             left_out |= dict.fromkeys(runs.keys() - passes, f"keeps no keys and values: not at {shape}")
             taken, rounds = interleave(passes, seconds)
-            rows.append(
-                {"shape": str(shape), "tokens": shape.sequences * shape.tokens, "rounds": rounds, "seconds": taken}
-            )
+            spent = {name: seconds_by_part(runs[name], parts, each) for name, each in passes.items() if "torch" in name}
+            rows.append({
+                "shape": str(shape), "tokens": shape.sequences * shape.tokens, "rounds": rounds, "seconds": taken,
+                "parts": spent,
+            })  # fmt: skip
         machine = {"processor": processor(), "isa": kernels.isa(), "threads": count}
     name = type(dense.model).__name__
     return {"format": FORMAT, "machine": machine, "model": name, "rows": rows, "left_out": left_out}
@@ -89,7 +94,7 @@ def _example(model: Any) -> dict[str, Tensor]:
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[Table]:
-    """One table a shape."""
+    """Two tables a shape: whole passes, and where their time goes in PyTorch."""
     for row in result["rows"]:
         made = table(
             f"{result['model']}, {row['shape']} tokens, median of {row['rounds']} rounds",
@@ -99,6 +104,10 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table]:
         best = min(seconds[name] for name in seconds if name.endswith("int8") and not name.startswith(COMPRESSED))
         for name, taken in seconds.items():
             made.add_row(name, time_text(taken), f"{seconds[REFERENCE] / taken:.2f}x", f"{best / taken:.2f}x")
+        yield made
+        made = table(f"{result['model']}, {row['shape']} tokens: time by part, measured apart", ["", *PARTS])
+        for name, spent in row["parts"].items():
+            made.add_row(name, *(time_text(spent[part]) for part in PARTS))
         yield made
 
 
@@ -110,7 +119,7 @@ def _torch_models(dense: Pretrained, compressed: Pretrained) -> Iterator[tuple[s
     yield "torch int8", int8
     yield f"torch int8 {BOUND}", variants.int8(without_ffns(dense.model))
     yield f"{COMPRESSED}, torch float32", compressed.model
-    rounded = copy.deepcopy(compressed.model)
+    rounded = sharing_copy(compressed.model)
     quantise_rest(rounded)
     yield f"{COMPRESSED}, torch int8", rounded
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..durable import replace_file
+from ..evaluate.wording import count_text
 from .results import STDERR, Point
 
 Series = Mapping[str, Sequence[tuple[float, float, float]]]  # name -> (x, y, standard error of y)
@@ -37,6 +38,7 @@ def _draw(series: Series, picture: Picture, path: Path) -> bool:
     """Draw lines with error bars into a PNG; False without matplotlib."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     except ImportError:
         return False
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -45,6 +47,9 @@ def _draw(series: Series, picture: Picture, path: Path) -> bool:
         x, y, errors = zip(*sorted(values), strict=True)
         axes.errorbar(x, y, errors, marker="o", capsize=3, label=name)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1000 else count_text(x)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(picture.x_label)
     axes.set_ylabel(picture.y_label)
     axes.legend()
