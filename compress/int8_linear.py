@@ -64,7 +64,10 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out]."""
         if x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled()):
-            return torch.ops.compress.int8_linear(x.float(), self.values, self.scale, self.bias).to(x.dtype)
+            # For one token the way through the dispatcher would take as long as the product of a small layer.
+            plain = type(x) is Tensor and not torch.compiler.is_compiling()
+            product = _int8_linear if plain else torch.ops.compress.int8_linear
+            return product(x.float(), self.values, self.scale, self.bias).to(x.dtype)
         return functional.linear(x.float(), self.values * self.scale[:, None], self.bias).to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
@@ -103,11 +106,12 @@ def _saturates() -> bool:
 
 
 def _int8_linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    flat = x.reshape(-1, x.shape[-1])  # [N, d_in]
-    if not len(flat):
+    if not x.numel():
         return x.new_empty(*x.shape[:-1], len(scale))
-    y: Tensor = torch.ops.quantized.linear_dynamic(flat, _packed(values, scale, bias), reduce_range=_saturates())
-    return y.view(*x.shape[:-1], -1)
+    if x.dim() == 1:
+        return _int8_linear(x[None], values, scale, bias)[0]
+    y: Tensor = torch.ops.quantized.linear_dynamic.default(x, _packed(values, scale, bias), _saturates())
+    return y
 
 
 _LIBRARY = torch.library.Library("compress", "FRAGMENT")
