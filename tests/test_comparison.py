@@ -118,7 +118,8 @@ def test_the_frontier_needs_nothing_but_the_program(tmp_path: Path, monkeypatch:
 
     def load(data: DataSettings, *_: object) -> SimpleNamespace:  # to read all of it takes half a minute
         read.append(Path(str(data.path)).read_text())
-        return SimpleNamespace(fingerprint="text")
+        tokens = SimpleNamespace(tokens=3_000_000, tokens_in=lambda stream: 3_000_000)
+        return SimpleNamespace(fingerprint="text", description="text", train=tokens)
 
     monkeypatch.setattr(conversions, "load_corpus", load)
     monkeypatch.setattr(corpus, "collect", lambda: corpus.Corpus([corpus.Module("a.py", "a", "import b\n")], []))
