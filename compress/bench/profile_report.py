@@ -24,12 +24,13 @@ def caches_text(result: Mapping[str, Any]) -> str:
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[Table]:
-    """Work, latency and bandwidth for each number of threads, counts, energy; an empty cell was not measured."""
+    """Work, latency and bandwidth for each number of threads, and what was counted; an empty cell was not."""
     yield _work(result)
     for threads in dict.fromkeys(row["threads"] for row in result["latency"]):
         yield _latency(result, threads)
-    yield _counts(result)
-    yield _energy(result)
+    if _is_counted(result):
+        yield _counts(result)
+        yield _energy(result)
 
 
 def _work(result: Mapping[str, Any]) -> Table:
@@ -87,8 +88,11 @@ def _counts(result: Mapping[str, Any]) -> Table:
 
 
 def _source(result: Mapping[str, Any]) -> str:
-    source = next((row["source"] for row in result["counts"]), "none")
-    return "nothing (see below)" if source == "none" else source
+    return next(row["source"] for row in result["counts"])
+
+
+def _is_counted(result: Mapping[str, Any]) -> bool:
+    return any(row["source"] != "none" for row in result["counts"])
 
 
 def _energy(result: Mapping[str, Any]) -> Table:
@@ -139,7 +143,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
         if row["system"] in SYSTEMS and row["inputs"] == "even"
     ]  # fmt: skip
     energy = [{"label": _place(row), **{part: row[part] / 1e6 for part in _PARTS}} for row in result["energy"]]
-    if missed:
+    if _is_counted(result):
         drawn["missed.png"] = _bars(missed, LEVELS, False, "megabytes a token that miss the level")
     if energy:
         drawn["energy.png"] = _bars(energy, _PARTS, True, "microjoules a token (45 nm)")
