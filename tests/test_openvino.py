@@ -221,6 +221,22 @@ def test_the_rest_in_int8(core, checkpoint, tmp_path):
     assert 1e-4 < error < 0.2
 
 
+def test_the_rest_in_int8_of_a_causal_model_goes_on_from_its_state(core, checkpoint, tmp_path):
+    pytest.importorskip("nncf")
+    text = tmp_path / "text.txt"
+    text.write_text(converted.TEXT * 40)
+    out = tmp_path / "out"
+    done = invoke(checkpoint("gpt2"), "-o", out, "--rest", "int8", "--data", text)
+    assert done.exit_code == 0, done.output
+    compiled = Compiled(core, str(out / MODEL_FILE))
+    ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = load_pretrained(str(checkpoint("gpt2"))).model(input_ids=ids).logits
+    begun = compiled(input_ids=ids[:, :6])
+    logits = torch.cat([begun["logits"], compiled(input_ids=ids[:, 6:], cache=begun.cache)["logits"]], 1)
+    assert 1e-4 < (logits - expected).norm() / expected.norm() < 0.2
+
+
 def test_mistakes_are_named(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     for arguments, expected in (

@@ -43,8 +43,8 @@ def bench_model(
     """Time a pass of the dense and of the compressed model in every way that is installed, interleaved.
 
     engines: those of ENGINES that take part; PyTorch always does.
-    Beside each engine's fastest kind stands the bound: the dense model with its FFNs gone. Returns `machine`, `layer`
-    (what ran), `rows` (shape, rounds, seconds by name, and of PyTorch's models by part) and `left_out` with reasons
+    Beside each engine's fastest kind stands the bound: the dense model with its FFNs gone. Returns `machine`, `model`
+    (its class), `rows` (shape, rounds, seconds by name, and of PyTorch's models by part) and `left_out` with reasons
     by name.
     """
     left_out: dict[str, str] = {}
