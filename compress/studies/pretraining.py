@@ -109,6 +109,7 @@ class Pretraining:
             Column("computed", "neurons computed", lambda value: f"{value:.0f}"),
             Column("recall", "recall of the largest 2 %", lambda value: f"{100 * value:.0f} %"),
             Column("rebuilds", "rebuilds", lambda value: f"{value:.1f}"),
+            Column("rebuild_multiply_adds", "rebuilds, multiply-adds", count_text),
             Column("largest_over_mean", "largest bucket / mean", lambda value: f"{value:.1f}"),
         ]
         return made
@@ -165,7 +166,8 @@ class Pretraining:
             "single seed over blocks of text. A model that knows only how frequent each token is has "
             f"{self.text.unigram_loss:.3f}.",
             "Multiply-adds, bytes (float32) and parameters are of one FFN, per token at batch 1; an exponential counts "
-            "10. SLIDE and MONGOOSE count the neurons that they computed on held-out text, not their rebuilds.",
+            "10. SLIDE and MONGOOSE count the neurons that they computed on held-out text; what rebuilding took in the "
+            "whole training, MONGOOSE's looks at drift included, is a column of its own.",
             f"Times are medians on the CPU ({processor()}, {counted(torch.get_num_threads(), 'thread')}), interleaved "
             f"with the reference, {self.reference.name}, in the same process, in float32; LookupFFN by its kernel.",
             f"Every cell: the same tokens in the same order, AdamW, {t.warmup:.0%} warm-up, then a half cosine; peak "
