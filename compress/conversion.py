@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,15 @@ from .durable import room_for, size_text
 from .errors import DiskFullError, JobError, RecipeError
 from .evaluate import Report, evaluate
 from .models import Pretrained, load_pretrained
+from .packing import pack_narrowest, site_inputs
 from .plan import Plan
 from .preparation import Prepared, prepare
 from .recipe import Recipe, load_recipe, restore_recipe
 from .sites import swap
 from .streams import accepted
 from .students import Student, pack
+
+_PACK_EXAMPLES = 4  # held-out examples that show how narrow a student may be
 
 Announce = Callable[[Plan], None]
 Stop = Callable[[], bool]
@@ -226,11 +230,18 @@ def _written(job: Job, prepared: Prepared) -> Prepared:
 
 def _pack(job: Job, prepared: Prepared, converted: Pretrained) -> None:
     """Round all weights to their storage dtypes; write the checkpoint beside the journal, then move it into place."""
-    placements = []
+    placements, wide = [], []
+    entries = [tap.site.entry for tap in prepared.taps]
+    examples = islice(prepared.corpus.holdout.batches(1), _PACK_EXAMPLES)
+    inputs = site_inputs(converted.model, entries, (accepted(converted.model, batch) for batch in examples))
     for entry, tap in zip(prepared.plan.converted, prepared.taps, strict=True):
         student = converted.model.get_submodule(tap.site.entry)
         assert isinstance(student, Student)
-        packed = pack(student, prepared.plan.table_dtype, entry.hash_dtype).eval()  # type: ignore[arg-type]
+        if entry.hash_dtype == "auto":
+            packed = pack_narrowest(student, prepared.plan.table_dtype, inputs.get(tap.site.entry))
+            wide += [entry.site.name] if packed.hash_dtype != "w8a8" else []
+        else:
+            packed = pack(student, prepared.plan.table_dtype, entry.hash_dtype).eval()
         swap(converted.model, replace(tap.site, identities=()), packed)
         placements.append(Placement.of(converted.model, tap.site, packed))
     round_rest(converted.model, prepared.pretrained)
@@ -250,7 +261,7 @@ def _pack(job: Job, prepared: Prepared, converted: Pretrained) -> None:
     except DiskFullError:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    job.finish_unit("pack", {})
+    job.finish_unit("pack", {"wide": wide})
 
 
 def _evaluate(job: Job, prepared: Prepared, converted: Pretrained) -> Report:
@@ -281,4 +292,8 @@ def _notes(job: Job) -> list[str]:
         notes.append(f"End to end, {again}, {finetuned['restarts']} time(s).")
     if finetuned.get("kept") is False:
         notes.append("The end-to-end stage was dropped: it did not lower the error on held-out data.")
+    notes += [
+        f"{name} applies its int8 matrices to 16-bit integers: 8 bits would change its answers too much."
+        for name in (job.unit("pack") or {}).get("wide", ())
+    ]
     return notes

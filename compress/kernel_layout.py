@@ -21,7 +21,7 @@ PROJECTIONS = ("hadamard", "lowrank", "dense", "bh4", "acdc")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh", "sigmoid")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
-SETTINGS = 13  # integers that describe one packed LookupFFN
+SETTINGS = 14  # integers that describe one packed LookupFFN
 PANEL = 16  # outputs of a matrix that lie side by side
 HUGE_PAGE = 2 << 20
 BH4_FACTORS = 4
@@ -100,20 +100,27 @@ def _misfit(problem: str) -> KernelError:
     )
 
 
-def settings(g: Geometry, weight_dtype: torch.dtype, table_dtype: torch.dtype) -> list[int]:
+def settings(g: Geometry, weight_dtype: torch.dtype, table_dtype: torch.dtype, input_bits: int) -> list[int]:
     """Tell the kernel everything about a packed LookupFFN in integers (enum setting in kernels/ffn.h)."""
     return [
         g.d_in, g.d_out, g.tables, g.bits, PROJECTIONS.index(g.projection), g.block, g.rank, g.neurons, int(g.gated),
         ACTIVATIONS.index(g.activation), g.cells, DTYPES.index(table_dtype), DTYPES.index(weight_dtype),
+        input_bits,
     ]  # fmt: skip
 
 
 def panels(matrix: Tensor) -> Tensor:
-    """[..., n, k] -> [..., n / 16, k, 16] (float32) or [..., n / 16, k / 2, 16, 2] (bfloat16, int8), zero-padded."""
+    """[..., n, k] in panels of 16 outputs, zero-padded.
+
+    float32 [..., n / 16, k, 16], bfloat16 [..., n / 16, k / 2, 16, 2], int8 [..., n / 16, k / 4, 16, 4] with the second
+    and the third of each four exchanged (v_load_byte_pairs in kernels/vector.h).
+    """
     n, k = matrix.shape[-2:]
-    pairs = 1 if matrix.dtype == torch.float32 else 2
-    matrix = functional.pad(matrix, (0, -k % pairs, 0, -n % PANEL))
-    matrix = matrix.unflatten(-1, (-1, pairs)).unflatten(-3, (-1, PANEL))  # [..., panel, 16, k / pairs, pairs]
+    together = 4 // matrix.dtype.itemsize
+    matrix = functional.pad(matrix, (0, -k % together, 0, -n % PANEL))
+    matrix = matrix.unflatten(-1, (-1, together)).unflatten(-3, (-1, PANEL))  # [..., panel, 16, k / together, together]
+    if together == 4:
+        matrix = matrix[..., [0, 2, 1, 3]]
     return matrix.transpose(-3, -2).contiguous()
 
 
@@ -209,10 +216,14 @@ def huge_buffer(extension: ModuleType, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def prepare(extension: ModuleType, params: Mapping[str, Tensor], g: Geometry) -> tuple[list[Tensor], list[int]]:
+def prepare(
+    extension: ModuleType, params: Mapping[str, Tensor], g: Geometry, input_bits: int
+) -> tuple[list[Tensor], list[int]]:
     """See `compress.kernels.prepare`."""
     weight_dtype, table_dtype = _checked(params, g)
-    numbers = settings(g, weight_dtype, table_dtype)
+    if input_bits != 16 and not (input_bits == 8 and (weight_dtype == torch.int8 or not matrices(g))):
+        raise _misfit(f"inputs of {input_bits} bits beside matrices in {weight_dtype}")
+    numbers = settings(g, weight_dtype, table_dtype, input_bits if matrices(g) else 16)
     layout = extension.layout(numbers)
     weights = huge_buffer(extension, layout["weight_bytes"]).zero_()
     for name, tensor in _parts(params, g, layout["hadamard_from"]).items():

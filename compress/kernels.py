@@ -234,19 +234,21 @@ def _required() -> ModuleType:
     return extension
 
 
-def prepare(params: Mapping[str, Tensor] | nn.Module, geometry: Geometry) -> tuple[list[Tensor], list[int]]:
+def prepare(
+    params: Mapping[str, Tensor] | nn.Module, geometry: Geometry, input_bits: int = 16
+) -> tuple[list[Tensor], list[int]]:
     """Lay out a packed LookupFFN for `lookup_ffn`, once after loading.
 
     `params`, a mapping or the module itself, holds its tensors under their canonical names and shapes, on the CPU:
     weight matrices all float32, all bfloat16 or all int8 with float32 scales beside them, tables float32, bfloat16 or
     int8 with float32 `scales`, the rest float32. Returns the `prepared` tensors and the `geometry` integers of the op.
     float32 BH4 blocks take up the Hadamard transform within a block; narrower ones do not: the products would need
-    float32, with more bytes.
+    float32, with more bytes. `input_bits`: what int8 matrices are applied to becomes integers of 8 or 16 bits.
     Raises KernelError where tensors do not fit the geometry or the extension is missing.
     """
     if isinstance(params, nn.Module):
         params = params.state_dict()
-    return kernel_layout.prepare(_required(), params, geometry)
+    return kernel_layout.prepare(_required(), params, geometry, input_bits)
 
 
 def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
@@ -284,10 +286,10 @@ def _lookup_ffn_fake(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[i
 def lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
     """Run a packed LookupFFN on the CPU, x [..., d_in] -> y [..., d_out], float32: the op `compress::lookup_ffn`.
 
-    `prepared` and `geometry` are what `prepare` returned. Arithmetic is float32, but beside int8 matrices activations
-    become 16-bit integers with a scale a token, and where the processor has AVX-512 VNNI int8 rows are summed in
-    integers, their weights as 16-bit fractions of a group's largest. A token's result depends neither on the other
-    tokens of its batch nor on the thread count.
+    `prepared` and `geometry` are what `prepare` returned. Arithmetic is float32, but what int8 matrices are applied to
+    becomes integers with a scale a token, of 16 bits or of `input_bits` (a hash's always of 16); where the processor
+    has AVX-512 VNNI int8 rows are summed in integers, their weights as 16-bit fractions of a group's largest. A token's
+    result depends neither on the other tokens of its batch nor on the thread count.
     Raises KernelError on tensors that do not fit.
     """
     return torch.ops.compress.lookup_ffn(x, prepared, geometry)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .baselines.factorised import fill_factors
 from .errors import CompressError, SiteError
 from .lookup import Geometry
 from .lookup.budget import DenseGeometry, Sizes, fill, most_tables
+from .lookup.packed import HashDtype, TableDtype
 from .recipe import LookupSettings, Recipe, included_names, match_sites, patterns_for
 from .sites import experts_error, listed
 from .students import StudentGeometry, cost, described, stored_bytes
@@ -31,7 +32,7 @@ class SitePlan:
 
     site: Site
     geometry: StudentGeometry | None
-    hash_dtype: str
+    hash_dtype: HashDtype | Literal["auto"]
 
     @property
     def dense(self) -> DenseGeometry:
@@ -53,7 +54,7 @@ class Plan:
     """All sites of a conversion and what was clamped or is worth knowing before it starts."""
 
     sites: tuple[SitePlan, ...]
-    table_dtype: str
+    table_dtype: TableDtype
     notes: tuple[str, ...]
     needs: Needs | None = None
 
@@ -82,7 +83,7 @@ class Plan:
     def stored(self, entry: SitePlan) -> int:
         """Bytes of a student in the checkpoint."""
         assert entry.geometry is not None
-        return stored_bytes(entry.geometry, self.table_dtype, entry.hash_dtype)  # type: ignore[arg-type]
+        return stored_bytes(entry.geometry, self.table_dtype, _stored(entry.hash_dtype))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the journal and for --json."""
@@ -190,6 +191,11 @@ def make_plan(
     return Plan(tuple(entries), recipe.pack.table_dtype, tuple(notes))
 
 
+def _stored(hash_dtype: HashDtype | Literal["auto"]) -> HashDtype:
+    """What to count with: either choice of `auto` takes as many bytes."""
+    return "w8a8" if hash_dtype == "auto" else hash_dtype
+
+
 def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int, distinct: int) -> StudentGeometry:
     def fixed(value: int | str) -> int | None:
         return None if value == "auto" else int(value)
@@ -198,7 +204,7 @@ def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int,
         settings.budget, settings.memory, fixed(settings.tables), fixed(settings.bits), fixed(settings.rank),
         fixed(settings.neurons),
     )  # fmt: skip
-    dtypes = {"table_dtype": recipe.pack.table_dtype, "hash_dtype": settings.hash_dtype}
+    table_dtype, hash_dtype = recipe.pack.table_dtype, _stored(settings.hash_dtype)
     if settings.student == "factors":
         for key in ("tables", "bits"):
             if getattr(settings, key) != "auto":
@@ -206,8 +212,8 @@ def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int,
                     f"low-rank factors have no {key}", where=f"lookup.{key}",
                     remedy="leave it out, or convert with `lookup.student: lookup`",
                 )  # fmt: skip
-        return fill_factors(dense_geometry(site), sizes, **dtypes)
+        return fill_factors(dense_geometry(site), sizes, table_dtype=table_dtype, hash_dtype=hash_dtype)
     return fill(
-        dense_geometry(site), sizes, tokens, distinct, **dtypes, projection=settings.projection, block=settings.block,
-        read=settings.read,
+        dense_geometry(site), sizes, tokens, distinct, table_dtype=table_dtype, hash_dtype=hash_dtype,
+        projection=settings.projection, block=settings.block, read=settings.read,
     )  # fmt: skip

@@ -3,8 +3,8 @@
  *   h = A x + a;   z = P(h or x) + c;   codes and scores of z;
  *   y = U h + W_down (act(W_gate x) * W_up x) + bias + sum of weighted table rows
  *
- * Matrices lie in panels of PANEL outputs: float32 as [panel][k][PANEL]; bfloat16 and int8 as [panel][k / 2][PANEL][2],
- * the layout of the paired dot products. The format is the same for every instruction set. */
+ * Matrices lie in panels of PANEL outputs: float32 as [panel][k][PANEL], bfloat16 as [panel][k / 2][PANEL][2], int8 as
+ * [panel][k / 4][PANEL][4], the layout of dot products of bytes. The format is the same for every instruction set. */
 #ifndef COMPRESS_FFN_H
 #define COMPRESS_FFN_H
 
@@ -20,6 +20,7 @@ enum dtype { FLOAT32, BFLOAT16, INT8 };
 /* The numbers that Python passes, in this order. */
 enum setting {
     D_IN, D_OUT, TABLES, BITS, PROJECTION, BLOCK, RANK, NEURONS, GATED, ACTIVATION, CELLS, TABLE_DTYPE, WEIGHT_DTYPE,
+    INPUT_BITS, /* what the inputs of int8 matrices become: 8 or 16 bits; those of the hash always 16 */
     SETTINGS
 };
 
@@ -46,7 +47,7 @@ enum part {
 
 struct ffn {
     int64_t d_in, d_out, tables, bits, projection, block, rank, neurons, gated, activation, cells;
-    int64_t table_dtype, weight_dtype;
+    int64_t table_dtype, weight_dtype, input_bits;
     int64_t rows;           /* rows a table */
     int64_t groups;         /* tables in groups of PANEL */
     int64_t rank_width;     /* rank, padded to whole panels */

@@ -55,6 +55,7 @@ static void LEVEL(forward_outputs)(const struct tile *t) {
     gemm(g, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);
     if (f->neurons) {
         struct gemm down = tile_gemm(t, DOWN, f->neuron_width);
+        down.k = f->neurons; /* behind the last an activation may be other than 0 */
         down.x = t->inputs + f->rank_width, down.x_stride = f->input_width;
         down.out = t->out, down.out_stride = f->out_width, down.add = 1;
         gemm(down, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);

@@ -1,15 +1,18 @@
 /* out[token, outputs] = start + x[token, :] . W^T over panels of 16 outputs.
  *
  * float32 and bfloat16 weights: every output is one chain of float32 multiply-adds over k = 0, 1, ... int8 weights: x is
- * quantised, products and sums over EXACT of k are exact, and these sums add up in float32, in ascending order. Either
- * way it does not matter which block of tokens and panels an output is computed in: a token's result never depends on
- * its neighbours. */
+ * quantised, products and sums over many k are exact, and these sums add up in float32, in ascending order. Either way
+ * it does not matter which block of tokens and panels an output is computed in: a token's result never depends on its
+ * neighbours. */
 #ifndef COMPRESS_GEMM_H
 #define COMPRESS_GEMM_H
 
 #include "quantise.h"
 
-enum { PANEL_VECTORS = PANEL / LANES, EXACT = 512 }; /* 512 * 32767 * 128 < 2^31 */
+enum { PANEL_VECTORS = PANEL / LANES };
+enum { EXACT = 512, EXACT_BYTES = 1 << 15 }; /* 512 * 32767 * 128 and 2^15 * 127 * 255 are below 2^31 */
+
+enum { INT8_BYTES = INT8 + 1 };                       /* int8 weights, and bytes for x */
 
 /* The micro-kernel holds tokens x panels in registers: 24, 12 or 8 vectors of sums by how many registers there are. */
 #if LANES == 16
@@ -30,7 +33,8 @@ struct gemm {
     const float *x; /* [tokens, x_stride] */
     int64_t x_stride;
     struct quantised q; /* int8 weights: in the place of x */
-    const char *panels; /* float32 [panel][k][PANEL]; bfloat16 and int8 [panel][k / 2][PANEL][2] */
+    int64_t bits;       /*   of each integer */
+    const char *panels; /* float32 [panel][k][PANEL]; bfloat16 [panel][k / 2][PANEL][2]; int8 [panel][k / 4][PANEL][4] */
     int64_t k, panel_bytes;
     const float *scale; /* int8 weights: [panel][PANEL] */
     const float *bias;  /* what sums start from: [panel][PANEL], or NULL: */
@@ -105,33 +109,75 @@ INLINE void gemm_block(const struct gemm *g, int64_t token, int64_t panel, const
             v_store(out + t * g->out_stride + v * LANES, sums[t * vectors + v]);
 }
 
-/* The same in integers. */
-INLINE void gemm_block_int8(const struct gemm *g, int64_t token, int64_t panel, const int tokens, const int count) {
-    const int vectors = count * PANEL_VECTORS;
-    const int16_t *x = g->q.values + token * g->q.stride;
-    const char *panels = g->panels + panel * g->panel_bytes;
-    int64_t from = 0;
-    do { /* once without any k, too: the start is written */
-        const int64_t to = lesser(from + EXACT, g->k);
-        vi sums[TOKENS_MAX * 8 * PANEL_VECTORS], w[8 * PANEL_VECTORS];
-#pragma GCC unroll 128
-        for (int i = 0; i < tokens * vectors; i++)
-            sums[i] = (vi){0};
-        for (int64_t k = from; k < to; k += 2) {
+/* sums += products of four k, step by step, in the order of the weights' bytes */
+INLINE void gemm_pairs(const struct gemm *g, const char *x, const char *panels, int64_t from, int64_t to, vi *sums,
+                       const int tokens, const int vectors) {
+    vi w[8 * PANEL_VECTORS];
+    for (int64_t k = from; k < to; k += 4) {
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; odd++) {
 #pragma GCC unroll 16
             for (int v = 0; v < vectors; v++)
-                w[v] = v_load_byte_pairs(panels + v / PANEL_VECTORS * g->panel_bytes +
-                                         (k / 2 * PANEL_VECTORS + v % PANEL_VECTORS) * LANES * 2);
+                w[v] = v_load_byte_pairs(gemm_weight(g, panels, k / 4, v), odd);
 #pragma GCC unroll 16
             for (int t = 0; t < tokens; t++) {
                 int32_t pair;
-                memcpy(&pair, x + t * g->q.stride + k, sizeof pair);
+                memcpy(&pair, x + t * g->q.stride + 2 * k + 4 * odd, sizeof pair);
                 vi values = v_set_int(pair);
 #pragma GCC unroll 16
                 for (int v = 0; v < vectors; v++)
                     sums[t * vectors + v] = v_dot_pairs(sums[t * vectors + v], w[v], values);
             }
         }
+    }
+}
+
+#ifdef LEVEL_VNNI
+/* The same of bytes; the instruction wants one side unsigned, so weights count 128 too much. */
+INLINE void gemm_bytes(const struct gemm *g, const char *x, const char *panels, int64_t from, int64_t to, vi *sums,
+                       const int tokens, const int vectors) {
+    const __m512i sign = _mm512_set1_epi8((char)0x80);
+    __m512i w[8];
+    for (int64_t k = from; k < to; k += 4) {
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; v++)
+            w[v] = _mm512_xor_si512(_mm512_loadu_si512(gemm_weight(g, panels, k / 4, v)), sign);
+#pragma GCC unroll 16
+        for (int t = 0; t < tokens; t++) {
+            int32_t four;
+            memcpy(&four, x + t * g->q.stride + k, sizeof four);
+            __m512i values = _mm512_set1_epi32(four);
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++)
+                sums[t * vectors + v] =
+                    (vi)_mm512_dpbusd_epi32((__m512i)sums[t * vectors + v], w[v], values);
+        }
+    }
+}
+#endif
+
+/* The same in integers; `bytes`: those of q are bytes. */
+INLINE void gemm_block_int8(const struct gemm *g, int64_t token, int64_t panel, const int bytes, const int tokens,
+                            const int count) {
+    const int vectors = count * PANEL_VECTORS;
+    const char *x = g->q.values + token * g->q.stride;
+    const char *panels = g->panels + panel * g->panel_bytes;
+    const int64_t exact = g->bits == 8 ? EXACT_BYTES : EXACT;
+    int64_t from = 0;
+    do { /* once without any k, too: the start is written */
+        const int64_t to = lesser(from + exact, g->k);
+        vi sums[TOKENS_MAX * 8 * PANEL_VECTORS];
+#pragma GCC unroll 16
+        for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 16
+            for (int v = 0; v < vectors; v++)
+                sums[t * vectors + v] = bytes && !from ? v_set_int(-128 * g->q.sums[token + t]) : (vi){0};
+#ifdef LEVEL_VNNI
+        if (bytes)
+            gemm_bytes(g, x, panels, from, to, sums, tokens, vectors);
+        else
+#endif
+            gemm_pairs(g, x, panels, from, to, sums, tokens, vectors);
         float *out = g->out + token * g->out_stride + panel * PANEL;
 #pragma GCC unroll 16
         for (int t = 0; t < tokens; t++) {
@@ -144,14 +190,14 @@ INLINE void gemm_block_int8(const struct gemm *g, int64_t token, int64_t panel, 
                 v_store(to_out, v_fma(__builtin_convertvector(sums[t * vectors + v], vf), scale, start));
             }
         }
-        from += EXACT;
+        from += exact;
     } while (from < g->k);
 }
 
 INLINE void gemm_block_typed(const struct gemm *g, int64_t token, int64_t panel, const int dtype, const int tokens,
                              const int count) {
-    if (dtype == INT8)
-        gemm_block_int8(g, token, panel, tokens, count);
+    if (dtype == INT8 || dtype == INT8_BYTES)
+        gemm_block_int8(g, token, panel, dtype == INT8_BYTES, tokens, count);
     else
         gemm_block(g, token, panel, dtype, tokens, count);
 }
@@ -206,12 +252,32 @@ static void gemm_int8(const struct gemm *g, int64_t tokens, int64_t panel, int64
     gemm_typed(g, tokens, panel, panel_end, INT8);
 }
 
+#ifdef LEVEL_VNNI
+static void gemm_int8_bytes(const struct gemm *g, int64_t tokens, int64_t panel, int64_t panel_end) {
+    gemm_typed(g, tokens, panel, panel_end, INT8_BYTES);
+}
+#endif
+
+/* Whether this level multiplies x as bytes. */
+INLINE int gemm_takes_bytes(const struct gemm *g) {
+#ifdef LEVEL_VNNI
+    return g->bits == 8 && g->k <= EXACT_BYTES;
+#else
+    (void)g;
+    return 0;
+#endif
+}
+
 /* Panels [panel, panel_end) over x, or over q which is there already; out, bias, scale and panels are those of panel 0. */
 INLINE void gemm_prepared(const struct gemm *g, int64_t dtype, int64_t tokens, int64_t panel, int64_t panel_end) {
     if (dtype == FLOAT32)
         gemm_float32(g, tokens, panel, panel_end);
     else if (dtype == BFLOAT16)
         gemm_bfloat16(g, tokens, panel, panel_end);
+#ifdef LEVEL_VNNI
+    else if (gemm_takes_bytes(g))
+        gemm_int8_bytes(g, tokens, panel, panel_end);
+#endif
     else
         gemm_int8(g, tokens, panel, panel_end);
 }
@@ -224,7 +290,7 @@ INLINE void gemm(struct gemm g, int64_t dtype, int64_t tokens, int64_t panel, in
     }
     for (int64_t count; tokens > 0 && panel < panel_end; tokens -= count) {
         count = tokens < QUANTISED_TOKENS ? tokens : QUANTISED_TOKENS;
-        quantise(g.x, g.x_stride, g.k, count, &g.q);
+        quantise(g.x, g.x_stride, g.k, count, g.bits, gemm_takes_bytes(&g), &g.q);
         gemm_prepared(&g, dtype, count, panel, panel_end);
         g.x += count * g.x_stride;
         g.out += count * g.out_stride;
@@ -232,13 +298,14 @@ INLINE void gemm(struct gemm g, int64_t dtype, int64_t tokens, int64_t panel, in
 }
 
 INLINE int64_t gemm_panel_bytes(int64_t k, int64_t dtype) {
-    return PANEL * (dtype == FLOAT32 ? k * 4 : (k + 1) / 2 * 2 * (dtype == BFLOAT16 ? 2 : 1));
+    return PANEL * (dtype == FLOAT32 ? k * 4 : dtype == BFLOAT16 ? (k + 1) / 2 * 4 : (k + 3) / 4 * 4);
 }
 
 /* A product with one of the FFN's matrices over k inputs. */
 INLINE struct gemm tile_gemm(const struct tile *t, enum part matrix, int64_t k) {
     const struct ffn *f = t->ffn;
     return (struct gemm){.panels = f->weights + f->offset[matrix], .scale = part_floats(f, matrix + 1), .q = t->q, .k = k,
+                         .bits = matrix == HASH ? 16 : f->input_bits,
                          .panel_bytes = gemm_panel_bytes(k, f->weight_dtype)};
 }
 

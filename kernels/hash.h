@@ -23,7 +23,7 @@ static void hash_panels(const struct tile *t) {
         count = lesser(HASHED_TOKENS, t->tokens - token);
         g.x = (f->projection == LOWRANK ? t->inputs : t->x) + token * g.x_stride;
         if (f->weight_dtype == INT8)
-            quantise(g.x, g.x_stride, g.k, count, &g.q);
+            quantise(g.x, g.x_stride, g.k, count, g.bits, 0, &g.q);
         for (int64_t group = share(t, f->groups); group < share_end(t, f->groups); group++) {
             g.panels = whole.panels + group * f->bits * g.panel_bytes;
             g.scale = whole.scale + group * z_stride;
@@ -127,7 +127,7 @@ static void hash_bh4(const struct tile *t) {
                 const float *source = factor ? from : x;
                 g.q = whole.q;
                 if (f->weight_dtype == INT8)
-                    quantise(source, width, width, count, &g.q);
+                    quantise(source, width, width, count, g.bits, 0, &g.q);
                 for (int64_t block = 0; block < f->blocks; block++) {
                     const int64_t first = ((repeat * 4 + factor) * f->blocks + block) * block_panels;
                     g.x = source + block * f->block_width;
@@ -135,7 +135,7 @@ static void hash_bh4(const struct tile *t) {
                     g.panels = whole.panels + first * g.panel_bytes;
                     g.scale = whole.scale + first * PANEL;
                     gemm_prepared(&g, f->weight_dtype, count, 0, block_panels);
-                    g.q.values += f->block_width;
+                    g.q.values += 2 * f->block_width;
                 }
                 for (int64_t n = 0; n < count; n++)
                     hadamard(to + n * width, f->transform, f->hadamard_from);

@@ -59,7 +59,8 @@ static struct tile task_tile(const struct pass *p, int index, int count, int tea
     tile_buffers(&t, team ? p->memory : own, p->tile_tokens);
     t.work = (float *)(own + p->buffers);
     t.q.scales = (float *)(own + p->buffers + p->work);
-    t.q.values = (int16_t *)(own + p->buffers + p->work + p->scales);
+    t.q.sums = (int32_t *)(t.q.scales + QUANTISED_TOKENS);
+    t.q.values = own + p->buffers + p->work + p->scales;
     t.rank = team ? index : 0;
     t.size = team ? count : 1;
     return t;
@@ -123,7 +124,7 @@ int ffn_forward_on(const struct ffn_pool *pool, const struct ffn *f, const float
     p.tile_tokens = smaller(together ? tokens : (tokens + threads - 1) / threads, TILE_TOKENS);
     p.buffers = tile_buffers(&p.tile, NULL, p.tile_tokens);
     p.work = aligned((size_t)work_floats(f) * 4);
-    p.scales = aligned(QUANTISED_TOKENS * 4);
+    p.scales = aligned(QUANTISED_TOKENS * 8);
     p.each = aligned(p.buffers + p.work + p.scales + QUANTISED_TOKENS * (size_t)quantised_width(f) * 2);
     p.memory = scratch((size_t)threads * p.each);
     if (!p.memory)

@@ -10,7 +10,7 @@ static int64_t dtype_bytes(int64_t dtype) { return dtype == FLOAT32 ? 4 : dtype 
 
 /* Bytes of panels of `outputs` (whole panels) over k inputs. */
 static int64_t panel_bytes(int64_t outputs, int64_t k, int64_t dtype) {
-    return outputs * (dtype == FLOAT32 ? k : round_up(k, 2)) * dtype_bytes(dtype);
+    return outputs * round_up(k * dtype_bytes(dtype), 4);
 }
 
 static int in_range(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
@@ -23,7 +23,7 @@ static int valid(const struct ffn *f) {
            in_range(f->bits, 1, MAX_BITS) && in_range(f->projection, HADAMARD, ACDC) && in_range(f->rank, 0, most) &&
            in_range(f->neurons, 0, most) && in_range(f->gated, 0, 1) && in_range(f->activation, GELU, SIGMOID) &&
            in_range(f->cells, 1, 2) && in_range(f->table_dtype, FLOAT32, INT8) &&
-           in_range(f->weight_dtype, FLOAT32, INT8) && round_up(f->tables, PANEL) << f->bits < (int64_t)1 << 31 &&
+           in_range(f->weight_dtype, FLOAT32, INT8) && (f->input_bits == 16 || (f->input_bits == 8 && f->weight_dtype == INT8)) && round_up(f->tables, PANEL) << f->bits < (int64_t)1 << 31 &&
            !(f->tables && hashes_code(f) && !f->rank);
 }
 
@@ -57,7 +57,7 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
     f->d_in = s[D_IN], f->d_out = s[D_OUT], f->tables = s[TABLES], f->bits = s[BITS], f->projection = s[PROJECTION];
     f->block = s[BLOCK], f->rank = s[RANK], f->neurons = s[NEURONS], f->gated = s[GATED];
     f->activation = s[ACTIVATION], f->cells = s[CELLS], f->table_dtype = s[TABLE_DTYPE];
-    f->weight_dtype = s[WEIGHT_DTYPE];
+    f->weight_dtype = s[WEIGHT_DTYPE], f->input_bits = s[INPUT_BITS];
     if (!valid(f))
         return -1;
     f->rows = (int64_t)1 << f->bits;

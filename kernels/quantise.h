@@ -1,7 +1,8 @@
-/* Activations as 16-bit integers, for products with int8 matrices: x = scale * q, |q| <= 32767, one scale a token.
+/* The inputs of products with int8 matrices as integers: x = scale * q, one scale a token.
  *
- * Sixteen bits are as good as float32 beside weights of eight; a token that holds an infinity or NaN gets a NaN scale,
- * so that all its outputs are NaN. */
+ * |q| <= 32767, as good as float32 beside weights of eight bits, or |q| <= 127 (INPUT_BITS). Sixteen-bit integers, and
+ * bytes where they are multiplied so, stand in the order of the weights' bytes (v_load_byte_pairs). A token that holds
+ * an infinity or NaN gets a NaN scale, so that all its outputs are NaN. */
 #ifndef COMPRESS_QUANTISE_H
 #define COMPRESS_QUANTISE_H
 
@@ -12,16 +13,16 @@ typedef int16_t vs __attribute__((vector_size(LANES * 2)));
 typedef int16_t vs_unaligned __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 
 /* The nearest integers, ties to even, of numbers within 2^22. */
-INLINE vs v_round_short(vf x) {
+INLINE vi v_round(vf x) {
     const vf magic = v_set(12582912.0f); /* 1.5 * 2^23: the sum's low bits are the integer */
-    return __builtin_convertvector((vi)(x + magic) - (vi)magic, vs);
+    return (vi)(x + magic) - (vi)magic;
 }
 
-INLINE float quantise_token(const float *x, int64_t k, int16_t *q) {
-    const int64_t whole = k / LANES * LANES;
+/* The largest magnitude of x [k]; infinity or NaN where one is among them. */
+INLINE float largest_magnitude(const float *x, int64_t k) {
     vi most = {0}; /* as bits: magnitudes are ordered like integers, infinities and NaN above all */
     for (int64_t i = 0; i < k; i += LANES) {
-        vi bits = (vi)v_abs(i < whole ? v_load(x + i) : v_load_part(x + i, k - i));
+        vi bits = (vi)v_abs(k - i < LANES ? v_load_part(x + i, k - i) : v_load(x + i));
         vi more = (vi)(bits > most);
         most = (bits & more) | (most & ~more);
     }
@@ -30,19 +31,48 @@ INLINE float quantise_token(const float *x, int64_t k, int16_t *q) {
         largest_bits = most[lane] > largest_bits ? most[lane] : largest_bits;
     float largest;
     memcpy(&largest, &largest_bits, sizeof largest);
-    const int finite = largest_bits < 0x7f800000;
-    const vf inverse = v_set(finite && largest > 1e-30f ? 32767.0f / largest : 0.0f);
-    for (int64_t i = 0, end = quantised_stride(k); i < end; i += LANES) {
-        vf v = i < whole ? v_load(x + i) : i < k ? v_load_part(x + i, k - i) : (vf){0};
-        *(vs_unaligned *)(q + i) = v_round_short(v * inverse);
-    }
-    return finite ? (largest > 1e-30f ? largest / 32767.0f : 0.0f) : NAN;
+    return largest;
 }
 
-static void quantise(const float *x, int64_t x_stride, int64_t k, int64_t tokens, struct quantised *q) {
-    q->stride = quantised_stride(k);
-    for (int64_t n = 0; n < tokens; n++)
-        q->scales[n] = quantise_token(x + n * x_stride, k, q->values + n * q->stride);
+/* One token; what its scale is. `limit`: the largest integer. `bytes`, with VNNI alone: q is bytes, and *sum theirs. */
+INLINE float quantise_token(const float *x, int64_t k, const float limit, const int bytes, char *q, int32_t *sum) {
+    const float largest = largest_magnitude(x, k);
+    const int finite = largest < INFINITY; /* false for NaN, too */
+    const float inverse = finite && largest > 1e-30f ? limit / largest : 0.0f;
+    vi total = {0};
+    for (int64_t i = 0, end = quantised_stride(k); i < end; i += LANES) {
+        vf v = i + LANES <= k ? v_load(x + i) : i < k ? v_load_part(x + i, k - i) : (vf){0};
+        vi rounded = v_round(v * inverse);
+        if (!bytes)
+            *(vs_unaligned *)(q + 2 * i) = __builtin_convertvector(rounded, vs);
+#ifdef LEVEL_VNNI
+        else {
+            const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+            _mm_storeu_si128((__m128i *)(q + i), _mm_shuffle_epi8(_mm512_cvtepi32_epi8((__m512i)rounded), order));
+            total += rounded;
+        }
+#endif
+    }
+#ifdef LEVEL_VNNI
+    if (bytes)
+        *sum = _mm512_reduce_add_epi32((__m512i)total);
+#endif
+    (void)total, (void)sum;
+    return finite ? (largest > 1e-30f ? largest / limit : 0.0f) : NAN;
+}
+
+/* x [tokens, k] into q. `bits`: 8 or 16; `bytes`: the values are bytes. */
+static void quantise(const float *x, int64_t x_stride, int64_t k, int64_t tokens, int64_t bits, int bytes,
+                     struct quantised *q) {
+    const float limit = bits == 8 ? 127.0f : 32767.0f;
+    q->stride = quantised_stride(k) * (bytes ? 1 : 2);
+    for (int64_t n = 0; n < tokens; n++) {
+        char *values = q->values + n * q->stride;
+        if (bytes)
+            q->scales[n] = quantise_token(x + n * x_stride, k, limit, 1, values, q->sums + n);
+        else
+            q->scales[n] = quantise_token(x + n * x_stride, k, limit, 0, values, NULL);
+    }
 }
 
 #endif

@@ -9,11 +9,12 @@ enum { READ_TILE = 64 };        /* from so many tokens on tables are read in sli
 enum { QUANTISED_TOKENS = 96 }; /* at a time: they stay in the second-level cache while all weights stream past */
 enum { HASHED_TOKENS = 48 };    /* by matrices in panels, at a time */
 
-/* Activations for products with int8 weights (quantise.h). */
+/* Inputs of products with int8 weights (quantise.h). */
 struct quantised {
-    int16_t *values; /* [tokens, stride], zeros behind the last */
-    float *scales;   /* [tokens] */
-    int64_t stride;
+    char *values;     /* [tokens, stride]: 16-bit integers, or bytes; zeros behind the last */
+    float *scales;    /* [tokens] */
+    int32_t *sums;    /* [tokens]: of the values, where they are bytes */
+    int64_t stride;   /* in bytes */
 };
 
 struct tile {
@@ -38,7 +39,7 @@ static inline int64_t share_end(const struct tile *t, int64_t n) { return n * (t
 
 static inline int64_t quantised_stride(int64_t k) { return (k + PANEL - 1) / PANEL * PANEL; }
 
-/* Activations a token that a thread has quantised at a time. */
+/* Inputs a token that a thread has quantised at a time. */
 static inline int64_t quantised_width(const struct ffn *f) {
     int64_t widths[] = {f->d_in, f->rank_width, f->neuron_width, f->width}, most = 0;
     for (int i = 0; i < 4; i++)

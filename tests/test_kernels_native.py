@@ -32,15 +32,16 @@ def cases(tmp_path_factory) -> list[str]:
     """Packed students of every kind, odd sizes among them, with inputs and what float64 makes of them."""
     folder, paths = tmp_path_factory.mktemp("cases"), []
     for i, g in enumerate(TYPICAL):
-        for table_dtype, weight_dtype in ((torch.int8, torch.int8), (torch.float32, torch.float32),
-                                          (torch.bfloat16, torch.bfloat16)):  # fmt: skip
+        for table_dtype, weight_dtype, bits in ((torch.int8, torch.int8, 8), (torch.int8, torch.int8, 16),
+                                                (torch.float32, torch.float32, 16),
+                                                (torch.bfloat16, torch.bfloat16, 16)):  # fmt: skip
             params = make_params(g, table_dtype, weight_dtype, i)
             x = torch.randn(45, g.d_in, generator=torch.Generator().manual_seed(i))
-            expected, clear, _ = reference(params, g, x)
+            expected, clear, _ = reference(params, g, x, bits)
             tolerance = 1e-4 * expected.abs().max().item()
             expected[clear <= 1e-5] = torch.nan
-            (weights, tables), numbers = kernels.prepare(params, g)
-            path = folder / f"{i}-{table_dtype}.case"
+            (weights, tables), numbers = kernels.prepare(params, g, bits)
+            path = folder / f"{i}-{table_dtype}-{bits}.case"
             with path.open("wb") as file:
                 file.write(struct.pack(f"={len(numbers) + 1}qd", *numbers, len(x), tolerance))
                 for tensor in (weights, tables, x, expected.float()):

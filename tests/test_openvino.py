@@ -27,7 +27,7 @@ if not shutil.which("g++") or not kernels.available():
 from compress.openvino import export, extension, graph, library  # noqa: E402
 from compress.openvino.cached import positions  # noqa: E402
 from compress.openvino.exporting import MODEL_FILE  # noqa: E402
-from compress.openvino.graph import Compiled  # noqa: E402
+from compress.openvino.graph import LAYOUT_VERSION, Compiled  # noqa: E402
 
 FAMILIES = ("bert", "bert_masked", "gpt2", "llama", "vit")
 
@@ -57,26 +57,29 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["export", *(str(argument) for argument in arguments)])
 
 
-def operation(params, geometry, **changes):
+def operation(params, geometry, bits=16, **changes):
     from openvino.opset13 import constant, parameter
     from openvino.utils.node_factory import NodeFactory
 
     factory = NodeFactory()
     factory.add_extension(str(extension()))
-    (weights, tables), settings = kernels.prepare(params, geometry)
+    (weights, tables), settings = kernels.prepare(params, geometry, bits)
     x = parameter([-1, -1, geometry.d_in], numpy.float32)
     buffers = [constant(buffer.numpy(), dtype=numpy.uint8).output(0) for buffer in (weights, tables)]
-    attributes = {"settings": list(settings), "layout_version": 1, **changes}
+    attributes = {"settings": list(settings), "layout_version": LAYOUT_VERSION, **changes}
     node = factory.create("LookupFFN", [x.output(0), *buffers], attributes)
     return openvino.Model([node], [x], "ffn")
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("g", TYPICAL)
-def test_the_operation_is_the_kernel_bit_for_bit(core, g):
+def test_the_operation_is_the_kernel_bit_for_bit(core, g, bits):
     params = make_params(g, torch.int8, torch.int8, 0)
-    prepared, settings = kernels.prepare(params, g)
+    prepared, settings = kernels.prepare(params, g, bits)
     for streams in (1, 2):
-        compiled = core.compile_model(operation(params, g), "CPU", {"INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": streams})
+        compiled = core.compile_model(
+            operation(params, g, bits), "CPU", {"INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": streams}
+        )
         for shape in ((1, 1), (3, 5), (2, 300), (0, 4)):
             x = torch.randn(*shape, g.d_in, generator=torch.Generator().manual_seed(shape[1]))
             expected = kernels.lookup_ffn(x, prepared, settings)
@@ -85,7 +88,7 @@ def test_the_operation_is_the_kernel_bit_for_bit(core, g):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"layout_version": 2}, {"settings": [1, 2]}, {"settings": [0] * kernels.kernel_layout.SETTINGS}],
+    [{"layout_version": LAYOUT_VERSION + 1}, {"settings": [1, 2]}, {"settings": [0] * kernels.kernel_layout.SETTINGS}],
     ids=["newer layout", "too few settings", "impossible sizes"],
 )
 def test_a_wrong_geometry_is_refused(changes):

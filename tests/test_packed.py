@@ -7,7 +7,7 @@ import torch
 from compress import kernels
 from compress.errors import CompressError
 from compress.lookup import LookupFFN, PackedLookupFFN, pack
-from compress.lookup.packed import packed_layout, quantise
+from compress.lookup.packed import packed_layout, quantise, rounded
 
 
 def student(**settings: object) -> LookupFFN:
@@ -16,14 +16,30 @@ def student(**settings: object) -> LookupFFN:
     return LookupFFN(24, 20, **sizes).eval()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("hash_dtype", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("hash_dtype", ["w8a8", "int8", "bfloat16", "float32"])
 @pytest.mark.parametrize("table_dtype", ["int8", "bfloat16", "float32"])
 @pytest.mark.parametrize("projection", ["hadamard", "lowrank", "dense", "bh4", "acdc"])
-def test_packed_runs_as_its_dequantised_parameters(projection: str, table_dtype: str, hash_dtype: str) -> None:
+def test_packed_runs_as_its_parameters_in_pytorch(projection: str, table_dtype: str, hash_dtype: str) -> None:
     packed = pack(student(projection=projection, block=8), table_dtype, hash_dtype)
     x = torch.randn(9, 24)
     with torch.no_grad():
-        torch.testing.assert_close(packed(x), packed.dequantised()(x), rtol=1e-4, atol=1e-4)
+        y = packed(x)
+        torch.testing.assert_close(y, packed._float32()(x), rtol=1e-4, atol=1e-4)
+        if hash_dtype != "w8a8":
+            torch.testing.assert_close(y, packed.dequantised()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_are_rounded_to_the_nearest() -> None:
+    x = torch.randn(7, 33, requires_grad=True)
+    step = x.detach().abs().amax(1, keepdim=True) / 127
+    y = rounded(x)
+    assert ((y - x).abs() <= step * (0.5 + 1e-5)).all()
+    steps = (y / step).detach()
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert torch.equal(rounded(torch.zeros(2, 3)), torch.zeros(2, 3))
+    assert rounded(torch.tensor([[1.0, torch.inf]])).isnan().all()
 
 
 def test_layout_names_every_tensor() -> None:

@@ -36,7 +36,7 @@ def test_defaults_are_those_of_the_format() -> None:
     r = recipe()
     assert r.lookup.model_dump() == {
         "student": "lookup", "budget": 0.25, "memory": 4, "tables": "auto", "bits": "auto", "projection": "hadamard",
-        "rank": "auto", "neurons": "auto", "block": 64, "read": "top1", "hash_dtype": "int8",
+        "rank": "auto", "neurons": "auto", "block": 64, "read": "top1", "hash_dtype": "auto",
     }  # fmt: skip
     assert r.data.model_dump() == {
         "source": "text", "path": None, "name": None, "split": "train", "field": "text", "sequence_length": 256,

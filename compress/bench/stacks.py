@@ -105,14 +105,16 @@ def student_of(dense: DenseGeometry, student: float | Mapping[str, Any]) -> Geom
 
 
 def _kinds(table_dtype: str | None, hash_dtype: str | None) -> Iterator[tuple[str, tuple[TableDtype, HashDtype]]]:
-    """Names and storage dtypes of the students to measure."""
-    known = get_args(TableDtype)
-    for value, key in ((table_dtype, "--table-dtype"), (hash_dtype, "--hash-dtype")):
-        if value is not None and value not in known:
-            raise CompressError(f"unknown dtype {value!r}", where=key, remedy=f"choose one of {', '.join(known)}")
-    for tables in known[::-1] if table_dtype is None else (table_dtype,):
-        matrices = hash_dtype or tables
-        name = f"lookup_{tables}" if matrices == tables else f"lookup_{tables}_matrices_{matrices}"
+    """Names and storage dtypes of the students to measure; int8 tables come with w8a8, as conversions ship them."""
+    for value, kind, key in ((table_dtype, TableDtype, "--table-dtype"), (hash_dtype, HashDtype, "--hash-dtype")):
+        if value is not None and value not in get_args(kind):
+            raise CompressError(
+                f"unknown dtype {value!r}", where=key, remedy=f"choose one of {', '.join(get_args(kind))}"
+            )
+    for tables in get_args(TableDtype)[::-1] if table_dtype is None else (table_dtype,):
+        usual = "w8a8" if tables == "int8" else tables
+        matrices = hash_dtype or usual
+        name = f"lookup_{tables}" if matrices == usual else f"lookup_{tables}_matrices_{matrices}"
         yield name, (cast(TableDtype, tables), cast(HashDtype, matrices))
 
 

@@ -40,7 +40,7 @@ class Setup:
     paper: Geometry
     shipped: Geometry
     table_dtype: str = "int8"
-    hash_dtype: str = "int8"
+    hash_dtype: str = "w8a8"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for another process."""

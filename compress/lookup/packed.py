@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from .ffn import LookupFFN
 from .geometry import Geometry
 
 TableDtype = Literal["int8", "bfloat16", "float32"]
-HashDtype = Literal["int8", "bfloat16", "float32"]
+# w8a8: int8, and what the matrices but the hash's are applied to is rounded to 8 bits as well.
+HashDtype = Literal["w8a8", "int8", "bfloat16", "float32"]
 
-_DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {"w8a8": torch.int8, "int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _INT8_MAX = 127
 
 
@@ -25,13 +26,13 @@ def packed_layout(
 ) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Names, shapes and dtypes of the tensors that a packed student stores.
 
-    Tables are in `table_dtype` (int8 with a float32 scale a table), every weight matrix in `hash_dtype` (int8 with a
-    float32 scale an output), vectors in float32. The diagonals of a structured hash, which
+    Tables are in `table_dtype` (int8 with a float32 scale a table), every weight matrix in `hash_dtype` (int8 and w8a8
+    with a float32 scale an output), vectors in float32. The diagonals of a structured hash, which
     are small, are never narrower than bfloat16. Raises CompressError for an unknown dtype.
     """
     for key, value, allowed in (
-        ("table_dtype", table_dtype, ("int8", "bfloat16", "float32")),
-        ("hash_dtype", hash_dtype, ("int8", "bfloat16", "float32")),
+        ("table_dtype", table_dtype, get_args(TableDtype)),
+        ("hash_dtype", hash_dtype, get_args(HashDtype)),
     ):
         if value not in allowed:
             raise CompressError(f"unknown {key} {value!r}", where=key, remedy=f"choose one of {', '.join(allowed)}")
@@ -68,11 +69,28 @@ def quantise(values: Tensor, axes: int = 1) -> tuple[Tensor, Tensor]:
     return rounded, (largest / _INT8_MAX).flatten(-axes).squeeze(-1)
 
 
+def rounded(x: Tensor) -> Tensor:
+    """x [..., k] as the nearest of 255 multiples of a token's largest magnitude / 127; its gradient is the identity."""
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)
+    inverse = torch.where(largest > 1e-30, _INT8_MAX / largest, 0.0)
+    return x + (torch.round(x * inverse) * (largest / _INT8_MAX) - x).detach()
+
+
+def _round_inputs(student: LookupFFN) -> None:
+    """Let the student round what its matrices but the hash's are applied to, as the kernel does."""
+    neurons = student.neurons
+    applied = (student.code, student.linear, *((neurons.gate, neurons.up, neurons.down) if neurons is not None else ()))
+    for matrix in applied:
+        if matrix is not None:
+            matrix.register_forward_pre_hook(lambda module, arguments: (rounded(arguments[0]),))
+
+
 class PackedLookupFFN(nn.Module):
     """A LookupFFN for inference, [..., d_in] -> [..., d_out], with tensors in canonical shapes and storage dtypes.
 
     On the CPU the fused native kernel runs it; elsewhere, without the kernel or where a gradient is asked for, its
-    dequantised parameters run in float32 PyTorch, which is also what the kernel is tested against.
+    dequantised parameters run in float32 PyTorch (w8a8: over rounded inputs), which is also what the kernel is tested
+    against.
     """
 
     def __init__(self, geometry: Geometry, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8"):
@@ -87,6 +105,11 @@ class PackedLookupFFN(nn.Module):
                 owner = owner.get_submodule(parent)
             owner.register_parameter(leaf, nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False))
         self._forget()
+
+    @property
+    def input_bits(self) -> int:
+        """What the inputs of its int8 matrices become in the kernel (`compress.kernels.prepare`)."""
+        return 8 if self.hash_dtype == "w8a8" else 16
 
     def _forget(self) -> None:
         # Derived from the parameters, so kept out of the module tree: never saved, never moved, made when first used.
@@ -118,7 +141,7 @@ class PackedLookupFFN(nn.Module):
 
     def _prepare(self) -> tuple[list[Tensor], list[int]]:
         """Lay out for the kernel; where its rows need no padding the tables then live there alone, not twice."""
-        self._prepared = prepared, _ = kernels.prepare(self.state_dict(), self.geometry)
+        self._prepared = prepared, _ = kernels.prepare(self.state_dict(), self.geometry, self.input_bits)
         if self.geometry.tables:
             tables = self.get_parameter("tables")
             if prepared[1].nbytes == tables.nbytes:
@@ -129,6 +152,8 @@ class PackedLookupFFN(nn.Module):
         reference: LookupFFN | None = self.__dict__["_reference"]
         if reference is None:
             reference = self.dequantised().requires_grad_(False)
+            if self.input_bits == 8:
+                _round_inputs(reference)
             object.__setattr__(self, "_reference", reference)
         return reference
 
@@ -158,8 +183,8 @@ class PackedLookupFFN(nn.Module):
 def pack(ffn: LookupFFN, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8") -> PackedLookupFFN:
     """Round a trained student to its storage dtypes.
 
-    Tables in `table_dtype` (int8: one float32 scale a table), weight matrices in `hash_dtype` (int8: one an output),
-    the rest in float32.
+    Tables in `table_dtype` (int8: one float32 scale a table), weight matrices in `hash_dtype` (int8, w8a8: one an
+    output), the rest in float32.
     """
     packed = PackedLookupFFN(ffn.geometry, table_dtype, hash_dtype).to(ffn.bias.device)
     state = {name: value.detach().clone() for name, value in ffn.state_dict().items()}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Full precision for what is not quantised, keys and values included, so that answers are those of PyTorch.
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "PERFORMANCE_HINT": "LATENCY"}
-LAYOUT_VERSION = 1  # of the kernel's buffers; kernels/openvino.cpp reads this one
+LAYOUT_VERSION = 2  # of the kernel's buffers; kernels/openvino.cpp reads this one
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 
 
@@ -59,7 +59,7 @@ def to_openvino(pretrained: Pretrained, library: Path) -> Model:
 
     def operation(context: Any) -> Any:
         student = students[int(context.get_values_from_const_input(1))]
-        buffers, settings = kernels.prepare(student, student.geometry)
+        buffers, settings = kernels.prepare(student, student.geometry, student.input_bits)
         constants = [constant(buffer.numpy(), dtype=numpy.uint8).output(0) for buffer in buffers]
         attributes = {"settings": list(settings), "layout_version": LAYOUT_VERSION}
         return factory.create("LookupFFN", [context.get_input(0), *constants], attributes).outputs()

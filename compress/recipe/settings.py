@@ -74,7 +74,7 @@ class LookupSettings(Section):
     neurons: Count | Auto = "auto"
     block: Annotated[Positive, AfterValidator(_power_of_two)] = 64
     read: Literal["top1", "top2"] = "top1"
-    hash_dtype: Literal["int8", "bfloat16", "float32"] = "int8"
+    hash_dtype: Literal["auto", "w8a8", "int8", "bfloat16", "float32"] = "auto"
 
 
 class Override(LookupSettings):
