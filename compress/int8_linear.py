@@ -1,9 +1,7 @@
-"""A linear layer in int8, run by PyTorch's dynamically quantised product: what the rest of a model becomes."""
+"""A linear layer in int8, what it is applied to in 8 bits too: what the rest of a model becomes."""
 
 from __future__ import annotations
 
-import platform
-import warnings
 from typing import Any
 
 import torch
@@ -12,16 +10,16 @@ from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import kernels
-from .lookup.packed import quantise
+from .lookup.packed import quantise, rounded
 from .sites import linears
 
 
 class Int8Linear(nn.Module):
     """y = x W^T + b with W = scale * values, [..., d_in] -> [..., d_out], in the dtype of x.
 
-    values: int8 [d_out, d_in]; scale, bias: float32 [d_out]. On the CPU activations become 8-bit integers as they come,
-    with one scale a call (7 bits where the processor's sums of 8-bit products saturate); elsewhere, and where a
-    gradient is asked for, the dequantised layer runs in float32.
+    values: int8 [d_out, d_in]; scale, bias: float32 [d_out]. x becomes 8-bit integers as it comes, with one scale a
+    token. On the CPU the native kernel multiplies; elsewhere, and where a gradient is asked for, the dequantised layer
+    is applied to the rounded x in float32.
     """
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True) -> None:
@@ -68,7 +66,7 @@ class Int8Linear(nn.Module):
             plain = type(x) is Tensor and not torch.compiler.is_compiling()
             product = _int8_linear if plain else torch.ops.compress.int8_linear
             return product(x.float(), self.values, self.scale, self.bias).to(x.dtype)
-        return functional.linear(x.float(), self.values * self.scale[:, None], self.bias).to(x.dtype)
+        return functional.linear(rounded(x.float()), self.values * self.scale[:, None], self.bias).to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
         def move(tensor: Tensor) -> Tensor:  # a model's cast to bfloat16 must not round what is stored wider
@@ -83,35 +81,24 @@ class Int8Linear(nn.Module):
         return f"in_features={d_in}, out_features={d_out}, bias={self.bias is not None}"
 
 
-# Layouts of PyTorch's own for a layer's values, made when they are first used, and the version that they were made of.
-_PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# The kernel's layout of a layer's values, made when they are first used, and the version that it was made of.
+_PREPARED: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def _packed(values: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
+def _prepared(values: Tensor, scale: Tensor, bias: Tensor | None) -> list[Tensor]:
     version = (values._version, scale._version, None if bias is None else bias._version)
-    found = _PACKED.get(values)
+    found = _PREPARED.get(values)
     if found is None or found[0] != version:
-        zeros = torch.zeros(len(scale), dtype=torch.long)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
-            whole = torch._make_per_channel_quantized_tensor(values, scale.double(), zeros, 0)
-        found = version, torch.ops.quantized.linear_prepack(whole, bias)
-        _PACKED[values] = found
-    return found[1]
-
-
-def _saturates() -> bool:
-    """Whether sums of 8-bit products need smaller activations: x86 adds pairs of them in 16 bits but for VNNI."""
-    return platform.machine().lower() in ("x86_64", "amd64") and kernels.isa() != "avx512_vnni"
+        found = version, kernels.prepare_linear(values, scale, bias)
+        _PREPARED[values] = found
+    prepared: list[Tensor] = found[1]
+    return prepared
 
 
 def _int8_linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    if not x.numel():
-        return x.new_empty(*x.shape[:-1], len(scale))
-    if x.dim() == 1:
-        return _int8_linear(x[None], values, scale, bias)[0]
-    y: Tensor = torch.ops.quantized.linear_dynamic.default(x, _packed(values, scale, bias), _saturates())
-    return y
+    if kernels.available():
+        return kernels.int8_linear(x, _prepared(values, scale, bias), len(values))
+    return functional.linear(rounded(x), values * scale[:, None], bias)
 
 
 _LIBRARY = torch.library.Library("compress", "FRAGMENT")

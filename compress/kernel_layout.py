@@ -237,3 +237,17 @@ def prepare(
         rows[..., : g.d_out] = params["tables"]
         rows[..., g.d_out :] = 0
     return [weights, tables], numbers
+
+
+@torch.no_grad()
+def prepare_linear(extension: ModuleType, values: Tensor, scale: Tensor, bias: Tensor | None) -> list[Tensor]:
+    """See `compress.kernels.prepare_linear`: panels [n / 16, k / 4, 16, 4], scale [n], bias [n] or [0], n padded."""
+    laid = panels(values)
+    memory = huge_buffer(extension, laid.nbytes).view(torch.int8).view(laid.shape)
+    memory.copy_(laid)
+    return [memory, _pad_rows(scale), scale.new_empty(0) if bias is None else _pad_rows(bias)]
+
+
+def linear_sizes(laid: Tensor) -> tuple[int, int]:
+    """Outputs and inputs, padded, of a layer that `prepare_linear` laid out."""
+    return laid.shape[0] * PANEL, laid.shape[1] * laid.shape[3]

@@ -273,6 +273,39 @@ def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) 
     return y
 
 
+def prepare_linear(values: Tensor, scale: Tensor, bias: Tensor | None) -> list[Tensor]:
+    """Lay out an int8 linear layer for `int8_linear`: values int8 [d_out, d_in]; scale, bias float32 [d_out].
+
+    Raises KernelError where they do not fit each other or the extension is missing.
+    """
+    device = torch.device("cpu")
+    _check("values", values, torch.int8, (-1, -1), device)
+    for name, vector in (("scale", scale), *((("bias", bias),) if bias is not None else ())):
+        _check(name, vector, torch.float32, (len(values),), device)
+    return kernel_layout.prepare_linear(_required(), values, scale, bias)
+
+
+def int8_linear(x: Tensor, prepared: Sequence[Tensor], d_out: int) -> Tensor:
+    """y = x W^T + b by an int8 layer that `prepare_linear` laid out, x [..., d_in] -> [..., d_out], float32.
+
+    x becomes 8-bit integers with a scale a token; a token's result depends neither on the others nor on the threads.
+    Raises KernelError on tensors that do not fit.
+    """
+    if x.dtype != torch.float32 or not x.dim() or x.device.type != "cpu":
+        raise _refuse("x", f"is {x.dtype} with {x.dim()} axes on {x.device}", "pass float32 [..., d_in] on the CPU")
+    panels, scale, bias = prepared
+    count, width = kernel_layout.linear_sizes(panels)
+    if not (0 <= width - x.shape[-1] < 4 and 0 <= count - d_out < kernel_layout.PANEL):
+        raise _refuse("x", f"of shape {list(x.shape)} does not fit the layer", "pass x [..., d_in], d_out as prepared")
+    x = x.contiguous()
+    y = torch.empty(*x.shape[:-1], d_out)
+    _required().int8_linear(
+        panels.data_ptr(), scale.data_ptr(), bias.data_ptr() if len(bias) else 0, x.shape[-1], d_out, x.data_ptr(),
+        y.data_ptr(), y.numel() // d_out, torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
 _LIBRARY = torch.library.Library("compress", "FRAGMENT")
 _LIBRARY.define("lookup_ffn(Tensor x, Tensor[] prepared, int[] geometry) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
 _LIBRARY.impl("lookup_ffn", _lookup_ffn, "CPU")

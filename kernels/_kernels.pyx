@@ -29,6 +29,14 @@ cdef extern from "ffn.h":
     int ffn_layout(ffn *f, const int64_t *settings) nogil
     int ffn_forward(const ffn *f, const float *x, float *y, int64_t tokens, int threads) nogil
 
+cdef extern from "linear.h":
+    struct linear:
+        const char *panels
+        const float *scale
+        const float *bias
+        int64_t k, outputs
+    int linear_forward(const linear *l, const float *x, float *y, int64_t tokens, int threads) nogil
+
 cdef extern from "training.h":
     int c_codes_valid "codes_valid"(const int32_t *codes, int64_t count, int64_t rows) nogil
     void c_gather "gather"(
@@ -163,3 +171,16 @@ def forward(settings, uintptr_t weights, int64_t weight_bytes, uintptr_t tables,
         status = ffn_forward(&f, <const float *>x, <float *>y, tokens, threads)
     if status:
         raise MemoryError("no memory for the intermediate results of a LookupFFN")
+
+
+def int8_linear(uintptr_t panels, uintptr_t scale, uintptr_t bias, int64_t k, int64_t outputs, uintptr_t x, uintptr_t y,
+                int64_t tokens, int threads):
+    """Write y [tokens, outputs] for x [tokens, k]; `bias` may be 0."""
+    cdef linear l
+    cdef int status
+    l.panels, l.scale, l.bias = <const char *>panels, <const float *>scale, <const float *>bias
+    l.k, l.outputs = k, outputs
+    with nogil:
+        status = linear_forward(&l, <const float *>x, <float *>y, tokens, threads)
+    if status:
+        raise MemoryError("no memory for the rounded inputs of a linear layer")

@@ -1,6 +1,7 @@
 /* Everything a level compiles, and its table of functions. Included once by each level's C file. */
 #include "forward.h"
 #include "gather.h"
+#include "product.h"
 
 const struct level LEVEL(level) = {
     .name = LEVEL_NAME,
@@ -12,4 +13,5 @@ const struct level LEVEL(level) = {
     .forward_inputs = LEVEL(forward_inputs),
     .forward_hash = LEVEL(forward_hash),
     .forward_outputs = LEVEL(forward_outputs),
+    .linear_part = LEVEL(linear_part),
 };

@@ -28,6 +28,7 @@ struct gather_backward_args {
 };
 
 struct tile;
+struct linear_part;
 
 struct level {
     const char *name;
@@ -40,6 +41,7 @@ struct level {
     void (*forward_inputs)(const struct tile *);
     void (*forward_hash)(const struct tile *);
     void (*forward_outputs)(const struct tile *);
+    void (*linear_part)(const struct linear_part *);
 };
 
 extern const struct level level_scalar;

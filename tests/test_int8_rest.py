@@ -14,17 +14,20 @@ import converted
 import families
 import pytest
 import torch
+from kernel_levels import LEVELS, using_level, using_threads
 from pico_tokenizer import WORDS
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from compress import convert, evaluate
+from compress import convert, evaluate, kernels
 from compress.checkpoint import Int8Rest, load, open_rest, quantise_rest, read_config, verify_files, verify_outputs
-from compress.errors import CheckpointError, CompressError
+from compress.errors import CheckpointError, CompressError, KernelError
 from compress.int8_linear import Int8Linear
 from compress.lookup import PackedLookupFFN
+from compress.lookup.packed import rounded
 
 RECIPE = """\
 version: 1
@@ -56,33 +59,33 @@ def error(found: Tensor, wanted: Tensor) -> float:
 @torch.no_grad()
 def test_the_layer_is_near_the_dense_one_and_its_own_dequantised_one(kind: type[nn.Module]) -> None:
     layer = dense(kind)
-    rounded, x = Int8Linear.of(layer), torch.randn(2, 5, 48)
-    assert error(rounded.dequantised()(x), layer(x)) < 0.01
-    assert error(rounded(x), rounded.dequantised()(x)) < 0.02
-    assert rounded(x).shape == (2, 5, 33)
-    assert rounded(x[:0]).shape == (0, 5, 33)
-    assert rounded(x[0, 0]).shape == (33,)
-    assert rounded(x.bfloat16()).dtype == torch.bfloat16
-    again = Int8Linear.of(rounded.dequantised())
-    assert torch.equal(again.values, rounded.values)
+    made, x = Int8Linear.of(layer), torch.randn(2, 5, 48)
+    assert error(made.dequantised()(x), layer(x)) < 0.01
+    assert error(made(x), made.dequantised()(x)) < 0.02
+    assert made(x).shape == (2, 5, 33)
+    assert made(x[:0]).shape == (0, 5, 33)
+    assert made(x[0, 0]).shape == (33,)
+    assert made(x.bfloat16()).dtype == torch.bfloat16
+    again = Int8Linear.of(made.dequantised())
+    assert torch.equal(again.values, made.values)
 
 
 def test_gradients_flow_through_the_layer() -> None:
-    rounded, x = Int8Linear.of(dense()), torch.randn(3, 48, requires_grad=True)
-    rounded(x).sum().backward()
+    made, x = Int8Linear.of(dense()), torch.randn(3, 48, requires_grad=True)
+    made(x).sum().backward()
     assert x.grad is not None
-    torch.testing.assert_close(x.grad, rounded.dequantised().weight.sum(0).expand(3, -1).detach())
+    torch.testing.assert_close(x.grad, made.dequantised().weight.sum(0).expand(3, -1).detach())
 
 
 @torch.no_grad()
 def test_the_layer_follows_its_weights_and_keeps_their_dtypes() -> None:
-    rounded, x = Int8Linear.of(dense()), torch.randn(4, 48)
-    before = rounded(x)
-    assert torch.equal(copy.deepcopy(rounded)(x), before)
-    rounded.scale.mul_(2)
-    assert error(rounded(x) - rounded.bias, 2 * (before - rounded.bias)) < 1e-5
-    assert {tensor.dtype for tensor in rounded.to(torch.bfloat16).parameters()} == {torch.int8, torch.float32}
-    assert rounded.weight.dtype == torch.bfloat16  # what models ask for
+    made, x = Int8Linear.of(dense()), torch.randn(4, 48)
+    before = made(x)
+    assert torch.equal(copy.deepcopy(made)(x), before)
+    made.scale.mul_(2)
+    assert error(made(x) - made.bias, 2 * (before - made.bias)) < 1e-5
+    assert {tensor.dtype for tensor in made.to(torch.bfloat16).parameters()} == {torch.int8, torch.float32}
+    assert made.weight.dtype == torch.bfloat16  # what models ask for
 
 
 @torch.no_grad()
@@ -90,6 +93,52 @@ def test_the_layer_compiles_whole() -> None:
     model, x = nn.Sequential(Int8Linear.of(dense()), nn.GELU()), torch.randn(4, 48)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.skipif(not LEVELS, reason="the native extension is not installed")
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("d_in", "d_out"), [(32, 96), (33, 17), (48, 1), (1, 40), (100, 1003), (769, 64)])
+@torch.no_grad()
+def test_the_layer_is_its_rounded_product_whatever_the_batch_and_the_threads(d_in: int, d_out: int, level: str) -> None:
+    torch.manual_seed(d_in)
+    layer = Int8Linear.of(nn.Linear(d_in, d_out, bias=d_out != 64))
+    x = torch.randn(211, d_in)
+    wanted = functional.linear(rounded(x).double(), layer.values.double() * layer.scale[:, None])
+    wanted += 0 if layer.bias is None else layer.bias
+    with using_level(level), using_threads(1):
+        y = layer(x)
+        torch.testing.assert_close(y.double(), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+        for count in (1, 2, 31, 97):
+            assert torch.equal(layer(x[-count:]), y[-count:])
+    for threads in (2, 3):
+        with using_level(level), using_threads(threads):
+            assert torch.equal(layer(x), y)
+            assert torch.equal(layer(x[:5]), y[:5])
+
+
+def test_one_loud_token_does_not_drown_the_others() -> None:
+    layer, x = Int8Linear.of(dense()), torch.randn(4, 48)
+    with torch.no_grad():
+        alone = layer(x[:3])
+        x[3] *= 1e4
+        assert torch.equal(layer(x)[:3], alone)
+        x[3, 0] = torch.nan
+        y = layer(x)
+    assert torch.equal(y[:3], alone)
+    assert y[3].isnan().all()
+
+
+def test_what_does_not_fit_the_layer_is_refused() -> None:
+    layer = Int8Linear.of(dense())
+    prepared = kernels.prepare_linear(layer.values, layer.scale, layer.bias)
+    with pytest.raises(KernelError, match="does not fit"):
+        kernels.int8_linear(torch.randn(2, 49), prepared, 33)
+    with pytest.raises(KernelError, match="does not fit"):
+        kernels.int8_linear(torch.randn(2, 48), prepared, 49)
+    with pytest.raises(KernelError, match="float64"):
+        kernels.int8_linear(torch.randn(2, 48).double(), prepared, 33)
+    with pytest.raises(KernelError, match="scale has shape"):
+        kernels.prepare_linear(layer.values, layer.scale[:-1], layer.bias)
 
 
 # -- a whole model
@@ -179,6 +228,7 @@ def test_it_answers_alike_in_a_fresh_process(out: Path) -> None:
     torch.save({"batch": batch, "answer": checkpoints.answer(model, batch)}, out.parent / "answer.pt")
     code = (
         "import sys, torch, compress, transformers\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"  # PyTorch's attention rounds by it
         f"model = transformers.{type(model).__name__}.from_pretrained(sys.argv[1]).eval()\n"
         "kept = torch.load(sys.argv[2])\n"
         "with torch.no_grad(): print(torch.equal(model(**kept['batch'])[0], kept['answer']))\n"
