@@ -6,7 +6,8 @@ from setuptools import Extension, setup
 # Each level is one C file that asks for its own instruction set, so the build needs no -march and one binary runs on
 # every processor; against Python's limited API it serves every version from 3.11 on. Fused multiply-adds are written
 # out where wanted: contraction is off, so that compilers agree.
-C_FILES = ["levels", "scalar", "avx2", "avx512", "avx512_vnni", "neon", "training", "layout", "inference", "linear", "memory"]
+LEVELS = ["scalar", "avx2", "avx512", "avx512_vnni", "neon"]
+C_FILES = ["levels", *LEVELS, "training", "layout", "inference", "linear", "memory"]
 
 setup(
     ext_modules=cythonize(

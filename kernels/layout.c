@@ -13,6 +13,13 @@ static int64_t panel_bytes(int64_t outputs, int64_t k, int64_t dtype) {
     return outputs * round_up(k * dtype_bytes(dtype), 4);
 }
 
+/* Bytes from row to row. A slice of the columns of many rows would meet few sets of a cache where rows were a multiple of
+ * several lines: those that are long enough not to mind are an odd number of lines apart. */
+static int64_t row_stride(int64_t bytes) {
+    const int64_t lines = bytes / CACHE_LINE;
+    return lines >= 12 && lines % 4 == 0 ? bytes + CACHE_LINE : bytes;
+}
+
 static int in_range(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
 
 static int hashes_code(const struct ffn *f) { return f->projection == HADAMARD || f->projection == LOWRANK; }
@@ -66,7 +73,7 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
     f->neuron_width = round_up(f->neurons, PANEL);
     f->input_width = f->rank_width + f->neuron_width + (f->gated ? f->neuron_width : 0);
     f->out_width = round_up(f->d_out, ROW_UNIT);
-    f->row_bytes = f->out_width * dtype_bytes(f->table_dtype);
+    f->row_bytes = row_stride(f->out_width * dtype_bytes(f->table_dtype));
     f->table_bytes = f->tables * f->rows * f->row_bytes;
 
     int64_t hash_outputs = f->groups * PANEL * f->bits;

@@ -10,7 +10,7 @@
 #include "tile.h"
 #include "vector.h"
 
-enum { SLICE_COLUMNS = 256 };
+enum { SLICE_COLUMNS = 256, STREAMED_ROW = 512 };
 
 /* What one group's weights become; in the place of 16 floats. */
 struct fractions {
@@ -114,11 +114,20 @@ INLINE void read_columns_of_group(const struct tile *t, int64_t n, int64_t group
         read_group(t, n, group, column, 1);
 }
 
-/* Few tokens take whole rows, which come from memory in long bursts. Many take a slice of the columns of one group at a
- * time, which stays in the second-level cache while all of them stream past. */
+/* Fetch token n's share of a slice that all tokens read next into the second-level cache: ROW_UNIT columns of a group. */
+INLINE void prefetch_slice(const struct tile *t, int64_t n, int64_t group, int64_t column) {
+    const struct ffn *f = t->ffn;
+    const int64_t first = group * PANEL * f->rows, rows = lesser(PANEL, f->tables - group * PANEL) * f->rows;
+    for (int64_t row = rows * n / t->tokens, end = rows * (n + 1) / t->tokens; row < end; row++)
+        __builtin_prefetch(f->table_rows + (first + row) * f->row_bytes + column, 0, 2);
+}
+
+/* Fewer tokens than a table has rows take whole rows, which come from memory in long bursts. More take a slice of the
+ * columns of one group at a time, which stays in the second-level cache while all of them stream past; where tables are
+ * too large for a cache slices are thin, and the next is on its way meanwhile. */
 static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_end) {
     const int64_t groups = t->ffn->groups;
-    if (t->tokens < READ_TILE) {
+    if (t->tokens < READ_TILE || t->tokens < t->ffn->rows) {
         for (int64_t n = 0; n < t->tokens; n++)
             for (int64_t group = 0; group < groups; group++) {
                 const int last = group + 1 == groups;
@@ -126,11 +135,17 @@ static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_
             }
         return;
     }
+    const int stream = t->ffn->row_bytes > STREAMED_ROW;
     for (int64_t end; column < column_end; column = end) {
-        end = lesser(column + SLICE_COLUMNS, column_end);
-        for (int64_t group = 0; group < groups; group++)
-            for (int64_t n = 0; n < t->tokens; n++)
+        end = lesser(column + (stream ? ROW_UNIT : SLICE_COLUMNS), column_end);
+        for (int64_t group = 0; group < groups; group++) {
+            const int last = group + 1 == groups, more = !last || end < column_end;
+            for (int64_t n = 0; n < t->tokens; n++) {
+                if (stream && more)
+                    prefetch_slice(t, n, last ? 0 : group + 1, last ? end : column);
                 read_columns_of_group(t, n, group, n + 1, group, column, end);
+            }
+        }
     }
 }
 #endif

@@ -140,12 +140,12 @@ class PackedLookupFFN(nn.Module):
         return self._float32()(x)
 
     def _prepare(self) -> tuple[list[Tensor], list[int]]:
-        """Lay out for the kernel; where its rows need no padding the tables then live there alone, not twice."""
+        """Lay out for the kernel; the tables then live there alone, not twice."""
         self._prepared = prepared, _ = kernels.prepare(self.state_dict(), self.geometry, self.input_bits)
         if self.geometry.tables:
             tables = self.get_parameter("tables")
-            if prepared[1].nbytes == tables.nbytes:
-                tables.data = prepared[1].view(tables.dtype).view(tables.shape)
+            rows = prepared[1].view(tables.dtype).view(*tables.shape[:2], -1)
+            tables.data = rows[..., : self.geometry.d_out]  # rows may lie apart
         return self._prepared
 
     def _float32(self) -> LookupFFN:
