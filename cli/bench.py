@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,7 +74,7 @@ def bench(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Dense variants to measure; of whole models, engines: torch, openvino."),
+        typer.Option(metavar="NAME,...", help="Dense variants to measure, or engines such as torch."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Of measuring a batch size, at least three rounds.")] = 6.0,
     json_file: Annotated[
@@ -108,9 +108,7 @@ def bench(
         "tables": tables, "bits": bits, "projection": projection, "block": block, "rank": rank, "neurons": neurons,
         "read": read,
     }  # fmt: skip
-    wanted = DENSE if only is None else tuple(only.split(","))
-    if unknown := [name for name in wanted if name not in DENSE]:
-        raise CompressError(f"unknown variant {unknown[0]}", where="--only", remedy=f"choose of {', '.join(DENSE)}")
+    wanted = DENSE if only is None else _variants(only, DENSE)
     _check_writable(json_file)
     if report is not None:
         can_draw()
@@ -240,6 +238,19 @@ def _batches(text: str) -> list[int]:
     if any(number < 1 for number in numbers):
         raise CompressError(f"{text} is no list of batch sizes", where="--batch", remedy="write 1,16,512, say")
     return numbers
+
+
+def _variants(text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The variants that are named, or whose engine is."""
+    chosen = set()
+    for name in text.split(","):
+        named = {variant for variant in known if name in (variant, variant.partition("_")[0])}
+        if not named:
+            raise CompressError(
+                f"unknown variant {name}", where="--only", remedy=f"choose of {', '.join(known)}, or name an engine"
+            )
+        chosen |= named
+    return tuple(variant for variant in known if variant in chosen)
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
-/* Inference: how tokens are divided among threads. Many tokens: each thread takes its own; few: all threads work on the
- * same tile, each on its own outputs. */
+/* Inference: how tokens are divided among threads. Many tokens: each thread takes its own; few, or tables so large that
+ * they should come from memory once: all threads work on the same tile, each on its own outputs. */
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -8,7 +8,7 @@
 #include "memory.h"
 #include "tile.h"
 
-enum { OWN_TOKENS = 32, TEAM_WORK = 1 << 17 };
+enum { OWN_TOKENS = 32, TEAM_WORK = 1 << 17, OWN_TABLES = 16 << 20 };
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -119,7 +119,7 @@ int ffn_forward_on(const struct ffn_pool *pool, const struct ffn *f, const float
                    int threads) {
     if (threads < 1 || tokens * work_per_token(f) < TEAM_WORK)
         threads = 1;
-    const int together = threads > 1 && tokens < OWN_TOKENS * (int64_t)threads;
+    const int together = threads > 1 && (tokens < OWN_TOKENS * (int64_t)threads || f->table_bytes > OWN_TABLES);
     struct pass p = {.level = level_current(), .pool = pool, .tile = {.ffn = f, .x = x, .y = y}, .tokens = tokens};
     p.tile_tokens = smaller(together ? tokens : (tokens + threads - 1) / threads, TILE_TOKENS);
     p.buffers = tile_buffers(&p.tile, NULL, p.tile_tokens);

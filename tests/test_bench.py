@@ -144,9 +144,12 @@ def test_command_shows_ratios_and_writes_json_and_pictures(tmp_path: Path) -> No
 
 
 def test_command_takes_the_student_that_conversions_ship() -> None:
-    done = invoke("--hidden", 64, "--batch", 1, "--layers", 1, "--seconds", 0, "--only", "torch_int8", "--json", "-")
+    done = invoke("--hidden", 64, "--batch", 1, "--layers", 1, "--seconds", 0, "--only", "torch", "--json", "-")
     assert done.exit_code == 0, done.output
-    assert "hadamard" in json.loads(done.stdout)["layer"]
+    found = json.loads(done.stdout)
+    assert "hadamard" in found["layer"]
+    engines = {name.partition("_")[0] for name in found["rows"][0]["seconds"]}
+    assert engines == {"torch", "lookup"}
 
 
 def test_command_takes_a_checkpoint(tmp_path: Path) -> None:
