@@ -231,10 +231,11 @@ def _written(job: Job, prepared: Prepared) -> Prepared:
 def _pack(job: Job, prepared: Prepared, converted: Pretrained) -> None:
     """Round all weights to their storage dtypes; write the checkpoint beside the journal, then move it into place."""
     placements, wide = [], []
-    entries = [tap.site.entry for tap in prepared.taps]
-    examples = islice(prepared.corpus.holdout.batches(1), _PACK_EXAMPLES)
+    pairs = list(zip(prepared.plan.converted, prepared.taps, strict=True))
+    entries = [tap.site.entry for entry, tap in pairs if entry.hash_dtype == "auto"]
+    examples = islice(prepared.corpus.holdout.batches(1), _PACK_EXAMPLES if entries else 0)
     inputs = site_inputs(converted.model, entries, (accepted(converted.model, batch) for batch in examples))
-    for entry, tap in zip(prepared.plan.converted, prepared.taps, strict=True):
+    for entry, tap in pairs:
         student = converted.model.get_submodule(tap.site.entry)
         assert isinstance(student, Student)
         if entry.hash_dtype == "auto":

@@ -68,6 +68,8 @@ def test_inputs_are_those_of_the_running_model() -> None:
     assert {name: len(x) for name, x in found.items()} == {"a": 28, "b": 14}
     assert torch.equal(found["a"][:10], batches[0]["x"].flatten(0, 1))
     assert model.training
+    many = site_inputs(model, ["b"], [{"x": torch.randn(10, 100, 3)}])["b"]
+    assert 100 < len(many) <= 128
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
