@@ -17,7 +17,7 @@ _HARMLESS = 2e-3  # share of an answer's energy that rounding inputs to 8 bits m
 
 @torch.no_grad()
 def site_inputs(model: nn.Module, entries: Sequence[str], batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """What the modules at `entries` get when the model runs the batches, [N, d_in] each; none for those that do not run.
+    """What the modules at `entries` get when the model runs the batches, [N, d_in] each; nothing for idle ones.
 
     Of each call at most 128 tokens are kept, evenly spread.
     """
