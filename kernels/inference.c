@@ -8,7 +8,7 @@
 #include "memory.h"
 #include "tile.h"
 
-enum { OWN_TOKENS = 32, TEAM_WORK = 1 << 17, OWN_TABLES = 16 << 20 };
+enum { OWN_TABLES = 16 << 20 }; /* bytes of tables that each thread may read for itself */
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -30,7 +30,9 @@ static int valid(const struct ffn *f) {
            in_range(f->bits, 1, MAX_BITS) && in_range(f->projection, HADAMARD, ACDC) && in_range(f->rank, 0, most) &&
            in_range(f->neurons, 0, most) && in_range(f->gated, 0, 1) && in_range(f->activation, GELU, SIGMOID) &&
            in_range(f->cells, 1, 2) && in_range(f->table_dtype, FLOAT32, INT8) &&
-           in_range(f->weight_dtype, FLOAT32, INT8) && (f->input_bits == 16 || (f->input_bits == 8 && f->weight_dtype == INT8)) && round_up(f->tables, PANEL) << f->bits < (int64_t)1 << 31 &&
+           in_range(f->weight_dtype, FLOAT32, INT8) &&
+           (f->input_bits == 16 || (f->input_bits == 8 && f->weight_dtype == INT8)) &&
+           round_up(f->tables, PANEL) << f->bits < (int64_t)1 << 31 &&
            !(f->tables && hashes_code(f) && !f->rank);
 }
 

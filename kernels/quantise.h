@@ -1,8 +1,8 @@
 /* The inputs of products with int8 matrices as integers: x = scale * q, one scale a token.
  *
- * |q| <= 32767, as good as float32 beside weights of eight bits, or |q| <= 127 (INPUT_BITS). Sixteen-bit integers, and
- * bytes where they are multiplied so, stand in the order of the weights' bytes (v_load_byte_pairs). A token that holds
- * an infinity or NaN gets a NaN scale, so that all its outputs are NaN. */
+ * |q| <= 32767, as good as float32 beside weights of eight bits, or |q| <= 127 (INPUT_BITS). Bytes, where they are
+ * multiplied so, stand in the order of the weights' bytes (v_load_byte_pairs). A token that holds an infinity or NaN
+ * gets a NaN scale, so that all its outputs are NaN. */
 #ifndef COMPRESS_QUANTISE_H
 #define COMPRESS_QUANTISE_H
 
