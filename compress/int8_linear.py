@@ -66,6 +66,10 @@ class Int8Linear(nn.Module):
             plain = type(x) is Tensor and not torch.compiler.is_compiling()
             product = _int8_linear if plain else torch.ops.compress.int8_linear
             return product(x.float(), self.values, self.scale, self.bias).to(x.dtype)
+        return self.reference(x)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """What the kernel computes, in float32 PyTorch, [..., d_in] -> [..., d_out] in the dtype of x."""
         return functional.linear(rounded(x.float()), self.values * self.scale[:, None], self.bias).to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:

@@ -75,7 +75,7 @@ def save_checkpoint(
     replace_text(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     replace_text(folder / RECIPE_FILE, recipe_text)
     replace_text(folder / RESOLVED_RECIPE_FILE, resolved_recipe)
-    write_probe(folder, model, probe_batch, int8=bool(int8))
+    write_probe(folder, model, probe_batch)
     facts = {
         "weight_bytes": weight_bytes(folder),
         "source_weight_bytes": weight_bytes(source.folder),

@@ -148,12 +148,17 @@ class PackedLookupFFN(nn.Module):
             tables.data = rows[..., : self.geometry.d_out]  # rows may lie apart
         return self._prepared
 
+    def reference(self) -> LookupFFN:
+        """What the kernel computes, in float32 PyTorch: the stored parameters, over rounded inputs where it rounds."""
+        made = self.dequantised().requires_grad_(False)
+        if self.input_bits == 8:
+            _round_inputs(made)
+        return made
+
     def _float32(self) -> LookupFFN:
         reference: LookupFFN | None = self.__dict__["_reference"]
         if reference is None:
-            reference = self.dequantised().requires_grad_(False)
-            if self.input_bits == 8:
-                _round_inputs(reference)
+            reference = self.reference()
             object.__setattr__(self, "_reference", reference)
         return reference
 
