@@ -10,8 +10,6 @@
 #include "tile.h"
 #include "vector.h"
 
-enum { SLICE_COLUMNS = 256, STREAMED_ROW = 512 };
-
 /* What one group's weights become; in the place of 16 floats. */
 struct fractions {
     uint8_t high[PANEL], low[PANEL];
@@ -103,17 +101,6 @@ INLINE void prefetch_group(const struct tile *t, int64_t n, int64_t group, int64
     }
 }
 
-/* One group of one token, while those of the next read are on their way. */
-INLINE void read_columns_of_group(const struct tile *t, int64_t n, int64_t group, int64_t next, int64_t next_group,
-                                  int64_t column, int64_t column_end) {
-    if (next < t->tokens)
-        prefetch_group(t, next, next_group, column, column_end);
-    for (; column + 2 * ROW_UNIT <= column_end; column += 2 * ROW_UNIT)
-        read_group(t, n, group, column, 2);
-    if (column < column_end)
-        read_group(t, n, group, column, 1);
-}
-
 /* Fetch token n's share of a slice that all tokens read next into the second-level cache: ROW_UNIT columns of a group. */
 INLINE void prefetch_slice(const struct tile *t, int64_t n, int64_t group, int64_t column) {
     const struct ffn *f = t->ffn;
@@ -122,30 +109,42 @@ INLINE void prefetch_slice(const struct tile *t, int64_t n, int64_t group, int64
         __builtin_prefetch(f->table_rows + (first + row) * f->row_bytes + column, 0, 2);
 }
 
-/* Fewer tokens than a table has rows take whole rows, which come from memory in long bursts. More take a slice of the
- * columns of one group at a time, which stays in the second-level cache while all of them stream past; where tables are
- * too large for a cache slices are thin, and the next is on its way meanwhile. */
-static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_end) {
+/* Whole rows, which come from memory in long bursts, a group's while those of the next are on their way. */
+static void read_whole_rows(const struct tile *t, int64_t column, int64_t column_end) {
     const int64_t groups = t->ffn->groups;
-    if (t->tokens < READ_TILE || t->tokens < t->ffn->rows) {
-        for (int64_t n = 0; n < t->tokens; n++)
-            for (int64_t group = 0; group < groups; group++) {
-                const int last = group + 1 == groups;
-                read_columns_of_group(t, n, group, last ? n + 1 : n, last ? 0 : group + 1, column, column_end);
-            }
-        return;
-    }
-    const int stream = t->ffn->row_bytes > STREAMED_ROW;
-    for (int64_t end; column < column_end; column = end) {
-        end = lesser(column + (stream ? ROW_UNIT : SLICE_COLUMNS), column_end);
+    for (int64_t n = 0; n < t->tokens; n++)
         for (int64_t group = 0; group < groups; group++) {
-            const int last = group + 1 == groups, more = !last || end < column_end;
+            const int last = group + 1 == groups;
+            if (!last || n + 1 < t->tokens)
+                prefetch_group(t, last ? n + 1 : n, last ? 0 : group + 1, column, column_end);
+            int64_t at = column;
+            for (; at + 2 * ROW_UNIT <= column_end; at += 2 * ROW_UNIT)
+                read_group(t, n, group, at, 2);
+            if (at < column_end)
+                read_group(t, n, group, at, 1);
+        }
+}
+
+/* Slices of ROW_UNIT columns of one group's tables, which stay in the second-level cache while all tokens stream past;
+ * the next slice is on its way meanwhile. */
+static void read_slices(const struct tile *t, int64_t column, int64_t column_end) {
+    const int64_t groups = t->ffn->groups;
+    for (; column < column_end; column += ROW_UNIT)
+        for (int64_t group = 0; group < groups; group++) {
+            const int last = group + 1 == groups, more = !last || column + ROW_UNIT < column_end;
             for (int64_t n = 0; n < t->tokens; n++) {
-                if (stream && more)
-                    prefetch_slice(t, n, last ? 0 : group + 1, last ? end : column);
-                read_columns_of_group(t, n, group, n + 1, group, column, end);
+                if (more)
+                    prefetch_slice(t, n, last ? 0 : group + 1, last ? column + ROW_UNIT : column);
+                read_group(t, n, group, column, 1);
             }
         }
-    }
+}
+
+/* A slice is fetched whole, so it takes enough tokens that read most of it. */
+static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_end) {
+    if (t->tokens < READ_TILE || t->tokens < t->ffn->rows * 3 / 4)
+        read_whole_rows(t, column, column_end);
+    else
+        read_slices(t, column, column_end);
 }
 #endif
