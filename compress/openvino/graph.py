@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Full precision for what is not quantised, keys and values included, so that answers are those of PyTorch.
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "PERFORMANCE_HINT": "LATENCY"}
-LAYOUT_VERSION = 2  # of the kernel's buffers; kernels/openvino.cpp reads this one
+LAYOUT_VERSION = 3  # of the kernel's buffers; kernels/openvino.cpp reads this one
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 
 

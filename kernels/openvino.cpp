@@ -1,0 +1,149 @@
+// LookupFFN as an operation of OpenVINO: y = LookupFFN(x, weights, tables), on OpenVINO's own threads. Built on the
+// machine that runs it (compress/openvino/library.py), against the OpenVINO that is installed there.
+#include <openvino/core/extension.hpp>
+#include <openvino/core/op_extension.hpp>
+#include <openvino/op/op.hpp>
+
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+extern "C" {
+#include "ffn.h"
+#include "memory.h"
+}
+
+namespace {
+
+void run_on_tbb(int threads, ffn_task task, void *context) {
+    // Isolated: a thread that waits here must not begin another request, which would want the same scratch.
+    tbb::this_task_arena::isolate([&] {
+        tbb::parallel_for(0, threads, [&](int index) { task(context, index, threads); }, tbb::static_partitioner());
+    });
+}
+
+const ffn_pool tbb_pool = {run_on_tbb, nullptr};
+
+// One student's buffers, copied once to memory in huge pages: a constant lies wherever its file puts it.
+class Buffers {
+public:
+    const ffn &get(const ffn &sizes, const ov::Tensor &weights, const ov::Tensor &tables) {
+        std::call_once(once_, [&] {
+            ffn_ = sizes;
+            weights_ = copy(weights.data(), static_cast<size_t>(sizes.weight_bytes));
+            tables_ = copy(tables.data(), static_cast<size_t>(sizes.table_bytes));
+            ffn_.weights = weights_.get();
+            ffn_.table_rows = tables_.get();
+        });
+        return ffn_;
+    }
+
+private:
+    struct Free {
+        void operator()(char *memory) const { std::free(memory); }
+    };
+    using Memory = std::unique_ptr<char, Free>;
+
+    static Memory copy(const void *from, size_t bytes) {
+        const size_t unit = bytes < HUGE_PAGE ? CACHE_LINE : HUGE_PAGE;
+        Memory memory(static_cast<char *>(std::aligned_alloc(unit, (bytes + unit) / unit * unit)));
+        if (!memory)
+            throw std::bad_alloc();
+        advise_huge(memory.get(), bytes);
+        std::memcpy(memory.get(), from, bytes);
+        return memory;
+    }
+
+    std::once_flag once_;
+    ffn ffn_;
+    Memory weights_, tables_;
+};
+
+class LookupFFN : public ov::op::Op {
+public:
+    OPENVINO_OP("LookupFFN", "compress");
+
+    LookupFFN() = default;
+
+    LookupFFN(const ov::OutputVector &inputs, std::vector<int64_t> settings, int64_t layout_version,
+              std::shared_ptr<Buffers> buffers)
+        : Op(inputs), settings_(std::move(settings)), layout_version_(layout_version), buffers_(std::move(buffers)) {
+        constructor_validate_and_infer_types();
+    }
+
+    bool visit_attributes(ov::AttributeVisitor &visitor) override {
+        visitor.on_attribute("settings", settings_);
+        visitor.on_attribute("layout_version", layout_version_);
+        return true;
+    }
+
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector &inputs) const override {
+        check_new_args_count(this, inputs);
+        const bool same = inputs[1] == input_value(1) && inputs[2] == input_value(2);
+        return std::make_shared<LookupFFN>(inputs, settings_, layout_version_,
+                                           same ? buffers_ : std::make_shared<Buffers>());
+    }
+
+    void validate_and_infer_types() override {
+        NODE_VALIDATION_CHECK(this, get_input_size() == 3, "takes x, weights and tables");
+        NODE_VALIDATION_CHECK(this, layout_version_ == LAYOUT_VERSION, "layout version ", layout_version_,
+                              ", this library reads ", LAYOUT_VERSION, ": export the checkpoint again");
+        NODE_VALIDATION_CHECK(this, settings_.size() == SETTINGS && ffn_layout(&sizes_, settings_.data()) == 0,
+                              "settings that no packed LookupFFN has");
+        check_buffer(1, sizes_.weight_bytes);
+        check_buffer(2, sizes_.table_bytes);
+        const auto &type = get_input_element_type(0);
+        NODE_VALIDATION_CHECK(this, type.is_dynamic() || type == ov::element::f32, "x is ", type, ", not f32");
+        ov::PartialShape shape = get_input_partial_shape(0);
+        if (shape.rank().is_static()) {
+            NODE_VALIDATION_CHECK(this, shape.size() > 0 && shape[shape.size() - 1].compatible(sizes_.d_in), "x is ",
+                                  shape, ", not [..., ", sizes_.d_in, "]");
+            shape[shape.size() - 1] = sizes_.d_out;
+        }
+        set_output_type(0, ov::element::f32, shape);
+    }
+
+    bool has_evaluate() const override { return true; }
+
+    bool evaluate(ov::TensorVector &outputs, const ov::TensorVector &inputs) const override {
+        ov::Shape shape = inputs[0].get_shape();
+        OPENVINO_ASSERT(!shape.empty() && shape.back() == static_cast<size_t>(sizes_.d_in) &&
+                            inputs[1].get_byte_size() == static_cast<size_t>(sizes_.weight_bytes) &&
+                            inputs[2].get_byte_size() == static_cast<size_t>(sizes_.table_bytes),
+                        "LookupFFN: tensors of another geometry");
+        shape.back() = static_cast<size_t>(sizes_.d_out);
+        outputs[0].set_shape(shape);
+        const ffn &f = buffers_->get(sizes_, inputs[1], inputs[2]);
+        const auto tokens = static_cast<int64_t>(inputs[0].get_size() / static_cast<size_t>(sizes_.d_in));
+        const int threads = tbb::this_task_arena::max_concurrency();
+        const int status = ffn_forward_on(&tbb_pool, &f, inputs[0].data<const float>(), outputs[0].data<float>(),
+                                          tokens, threads);
+        OPENVINO_ASSERT(status == 0, "LookupFFN: no memory for intermediate results");
+        return true;
+    }
+
+private:
+    enum { LAYOUT_VERSION = 3 };
+
+    void check_buffer(size_t input, int64_t bytes) const {
+        const auto &type = get_input_element_type(input);
+        NODE_VALIDATION_CHECK(this, type.is_dynamic() || type == ov::element::u8, "input ", input, " is ", type,
+                              ", not u8");
+        NODE_VALIDATION_CHECK(this, get_input_partial_shape(input).compatible(ov::PartialShape{bytes}), "input ", input,
+                              " is ", get_input_partial_shape(input), ", its settings say [", bytes, "]");
+    }
+
+    std::vector<int64_t> settings_;
+    int64_t layout_version_ = 0;
+    ffn sizes_{};
+    std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
+};
+
+}  // namespace
+
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<LookupFFN>>()}));
