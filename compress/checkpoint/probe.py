@@ -68,7 +68,7 @@ def verify_outputs(folder: Path | str, model: nn.Module) -> list[Problem]:
     """
     try:
         tensors = load_file(Path(folder) / PROBE_FILE)
-        tolerance = min(tensors["tolerance"].item(), _WORST)
+        tolerance = min(max(tensors["tolerance"].item(), TOLERANCE), _WORST)
     except FileNotFoundError:
         return [Problem(PROBE_FILE, "missing")]
     except (SafetensorError, KeyError, RuntimeError) as failure:
