@@ -24,7 +24,7 @@ def test_packed_runs_as_its_parameters_in_pytorch(projection: str, table_dtype: 
     x = torch.randn(9, 24)
     with torch.no_grad():
         y = packed(x)
-        torch.testing.assert_close(y, packed.reference()(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(y, packed.reference(x), rtol=1e-4, atol=1e-4)
         if hash_dtype != "w8a8":
             torch.testing.assert_close(y, packed.dequantised()(x), rtol=1e-4, atol=1e-4)
 

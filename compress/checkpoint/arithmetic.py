@@ -29,13 +29,13 @@ def kernel_errors(model: nn.Module) -> Iterator[dict[str, float]]:
 
     def compare(path: str) -> Any:
         @torch.no_grad()
-        def hook(part: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(part: PackedLookupFFN | Int8Linear, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             x, y = arguments[0].flatten(0, -2), output.flatten(0, -2)
             if path in errors or not len(x):
                 return
             step = -(-len(x) // _TOKENS)
             x, y = x[::step], y[::step].float()
-            wanted = _reference(part, x.float())
+            wanted = part.reference(x.float())
             apart = torch.where(y.isnan() & wanted.isnan(), 0.0, y - wanted).norm(dim=-1)
             size = wanted.nan_to_num().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
             errors[path] = float((apart / size).median())
@@ -50,11 +50,3 @@ def kernel_errors(model: nn.Module) -> Iterator[dict[str, float]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _reference(part: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(part, Int8Linear):
-        return part.reference(x)
-    assert isinstance(part, PackedLookupFFN)
-    answer: Tensor = part.reference()(x)
-    return answer

@@ -148,8 +148,12 @@ class PackedLookupFFN(nn.Module):
             tables.data = rows[..., : self.geometry.d_out]  # rows may lie apart
         return self._prepared
 
-    def reference(self) -> LookupFFN:
-        """What the kernel computes, in float32 PyTorch: the stored parameters, over rounded inputs where it rounds."""
+    def reference(self, x: Tensor) -> Tensor:
+        """What the kernel computes, in float32 PyTorch, [..., d_in] -> [..., d_out]; keeps nothing in memory."""
+        y: Tensor = self._dequantised_rounding()(x)
+        return y
+
+    def _dequantised_rounding(self) -> LookupFFN:
         made = self.dequantised().requires_grad_(False)
         if self.input_bits == 8:
             _round_inputs(made)
@@ -158,7 +162,7 @@ class PackedLookupFFN(nn.Module):
     def _float32(self) -> LookupFFN:
         reference: LookupFFN | None = self.__dict__["_reference"]
         if reference is None:
-            reference = self.reference()
+            reference = self._dequantised_rounding()
             object.__setattr__(self, "_reference", reference)
         return reference
 
