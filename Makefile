@@ -3,6 +3,8 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 PIP_ARGS ?=
+# Extras of pyproject.toml that are installed beside the package; tests of the others' are skipped.
+EXTRAS ?= test,lint,plot,vision,audio
 # Processes that share the tests; most of a test's time is one thread's.
 WORKERS ?= 2
 
@@ -24,13 +26,13 @@ $(VENV)/.torch: | $(BIN)/python
 SOURCES := pyproject.toml setup.py $(wildcard kernels/*.pyx kernels/*.c kernels/*.h)
 LAYOUT := $(sort $(wildcard compress/*.py compress/*/*.py cli/*.py recipes/*.py recipes/*.yaml recipes/*/*.py recipes/*/*.yaml))
 
-# An editable install links files one by one, so the list of files is part of what it depends on.
+# An editable install links files one by one, so the list of files is part of what it depends on, as the extras are.
 $(VENV)/.layout: FORCE | $(BIN)/python
-	@echo "$(LAYOUT)" | cmp -s - $@ || echo "$(LAYOUT)" > $@
+	@echo "$(EXTRAS) $(LAYOUT)" | cmp -s - $@ || echo "$(EXTRAS) $(LAYOUT)" > $@
 FORCE:
 
 $(VENV)/.installed: $(VENV)/.torch $(VENV)/.layout $(SOURCES)
-	$(BIN)/pip install -q $(PIP_ARGS) --no-build-isolation --config-settings editable_mode=strict -e ".[test,lint,plot,vision,audio]"
+	$(BIN)/pip install -q $(PIP_ARGS) --no-build-isolation --config-settings editable_mode=strict -e ".[$(EXTRAS)]"
 	touch $@
 
 install: $(VENV)/.installed

@@ -11,8 +11,11 @@ import pytest
 import torch
 from kernel_levels import LEVELS
 from test_kernels_inference import TYPICAL, make_params, reference
+from torch.nn import functional
 
 from compress import kernels
+from compress.int8_linear import Int8Linear
+from compress.lookup.packed import rounded
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [str(path) for path in sorted((ROOT / "kernels").glob("*.c")) if not path.name.startswith("_")]
@@ -20,6 +23,9 @@ BUILD = [
     *("-O1", "-g", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-I", str(ROOT / "kernels")),
     *(str(ROOT / "tests" / "native" / "forward.c"), *SOURCES, "-lm"),
 ]
+
+# Inputs, outputs, a bias, tokens: widths that fill no panel, and work enough for a team by tokens and by outputs.
+LINEAR = [(48, 32, True, 5), (49, 33, True, 3), (1, 1, False, 7), (130, 1000, True, 3), (515, 77, False, 70)]
 
 pytestmark = [
     pytest.mark.skipif(not LEVELS, reason="the native extension, which lays the cases out, is not installed"),
@@ -43,11 +49,27 @@ def cases(tmp_path_factory) -> list[str]:
             (weights, tables), numbers = kernels.prepare(params, g, bits)
             path = folder / f"{i}-{table_dtype}-{bits}.case"
             with path.open("wb") as file:
-                file.write(struct.pack(f"={len(numbers) + 1}qd", *numbers, len(x), tolerance))
+                file.write(struct.pack(f"={len(numbers) + 2}qd", 0, *numbers, len(x), tolerance))
                 for tensor in (weights, tables, x, expected.float()):
                     file.write(tensor.numpy().tobytes())
             paths.append(str(path))
-    return paths
+    return paths + [linear_case(folder, *sizes) for sizes in LINEAR]
+
+
+def linear_case(folder: Path, d_in: int, d_out: int, bias: bool, tokens: int) -> str:
+    """One int8 layer, with inputs and what its rounded product is in float64."""
+    draw = torch.Generator().manual_seed(d_in * d_out)
+    layer = Int8Linear.of(torch.nn.Linear(d_in, d_out, bias=bias))
+    x = torch.randn(tokens, d_in, generator=draw)
+    expected = functional.linear(rounded(x).double(), layer.values.double() * layer.scale.double()[:, None])
+    expected = expected if layer.bias is None else expected + layer.bias.double()
+    prepared = kernels.prepare_linear(layer.values, layer.scale, layer.bias)
+    path = folder / f"linear-{d_in}-{d_out}.case"
+    with path.open("wb") as file:
+        file.write(struct.pack("=5qd", 1, d_in, d_out, bias, tokens, 1e-5 * expected.abs().max().item()))
+        for tensor in (*prepared, x, expected.float()):
+            file.write(tensor.numpy().tobytes())
+    return str(path)
 
 
 def build(compiler: str, target: Path, *flags: str) -> str:
