@@ -23,6 +23,7 @@ from .endtoend import EndToEnd
 from .job import Job
 from .layerwise import SiteDistiller
 from .progress import Progress, save_tensors
+from .steps import Steps
 
 HELD_OUT_TOKENS = 16_384
 
@@ -75,14 +76,9 @@ class Stages:
             self.dense, self.converted, tap, self.corpus, self.recipe.distill, self.recipe.fit, seed,
             Progress(self.job, name),
         )  # fmt: skip
-        with tqdm(total=steps, desc=site, unit="step", disable=None) as bar:
-
-            def told(step: int, error: float) -> None:
-                bar.update(step - bar.n)
-                bar.set_postfix(error=f"{error:.4f}", refresh=False)
-
+        with Steps(site, steps) as told:
             try:
-                done = distiller.run(student, site_weights(self.dense, entry.site), told)
+                done = distiller.run(student, site_weights(self.dense, entry.site), told.tell)
             except Diverged as reason:
                 tqdm.write(f"{site}: stays dense, as training diverged: {reason}")
                 result: dict[str, Any] = {"dense": str(reason)}
@@ -127,7 +123,7 @@ class Stages:
             trainer.before = trainer.held_out_error(self.corpus.holdout, batch_tokens, HELD_OUT_TOKENS)
         before = trainer.before
         assert before is not None
-        with tqdm(total=settings.steps, initial=trainer.step, desc="end to end", unit="step", disable=None) as bar:
+        with Steps("end to end", settings.steps, trainer.step) as told:
             while trainer.step < settings.steps:
                 if progress.due():
                     progress.keep("state", *trainer.state())
@@ -136,8 +132,7 @@ class Stages:
                 except Diverged as reason:
                     note = str(reason)
                     break
-                bar.update(trainer.step - bar.n)
-                bar.set_postfix(error=f"{error:.4f}", refresh=False)
+                told.tell(trainer.step, error)
         after = trainer.held_out_error(self.corpus.holdout, batch_tokens, HELD_OUT_TOKENS)
         trained = trainer.trained() if after < before else {}
         tqdm.write(

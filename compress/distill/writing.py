@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data import Corpus, EvalData, Split
 from ..data.batching import FIXED_ORDER, plan
@@ -17,11 +16,14 @@ from ..data.inputs import longest_target
 from ..data.paired import Paired, Unwritten, paired
 from ..data.sequences import BlankWindows, Examples, Rows, Windows
 from ..quiet import silent_transformers
+from .steps import Steps
 
 if TYPE_CHECKING:
     from ..models import Pretrained
 
 BATCH_TOKENS = 4096
+_TOGETHER = 64  # texts that are written side by side at most, a step of all of them taking little longer than of one
+_CACHE_BYTES = 1 << 28  # of their keys and values
 _ROOM = 8  # of the decoder's positions, for the tokens that a model begins with
 State = tuple[int, list[list[int]]]  # batches done, and all their sequences
 Keep = Callable[[State], None]
@@ -93,7 +95,7 @@ def write_windows(
     pretrained: Pretrained, blank: BlankWindows, begun: State = (0, []), keep: Keep = lambda state: None
 ) -> tuple[Windows, State]:
     """Write all windows; `begun` and `keep` as for `write`."""
-    at_once = max(1, BATCH_TOKENS // blank.length)
+    at_once = _side_by_side(pretrained, blank.length)
     sizes = [min(at_once, blank.count - start) for start in range(0, blank.count, at_once)]
     body = blank.length - len(blank.prefix)
     state = _in_turn(
@@ -105,15 +107,23 @@ def write_windows(
     return Windows(np.asarray(state[1], np.int32), blank.prefix), state
 
 
+def _side_by_side(pretrained: Pretrained, length: int) -> int:
+    """Count the texts of `length` tokens that a causal model writes at once, by the memory of their cache."""
+    config: Any = pretrained.model.config.get_text_config()
+    layers, width = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    room = _CACHE_BYTES // (8 * layers * width * length) if layers and width else 0  # a key and a value, float32
+    return max(1, BATCH_TOKENS // length, min(_TOGETHER, room))
+
+
 def _in_turn(sizes: Sequence[int], begun: State, keep: Keep, make: Callable[[int], list[list[int]]]) -> State:
     """Make the batches that are still to do."""
     done, sequences = begun[0], list(begun[1])
-    with tqdm(total=sum(sizes), initial=len(sequences), desc="writing", unit=" examples", disable=None) as bar:
+    with Steps("writing", sum(sizes), len(sequences), "example") as told:
         while done < len(sizes):
             sequences += make(done)
             done += 1
             keep((done, sequences))
-            bar.update(sizes[done - 1])
+            told.tell(len(sequences))
     return done, sequences
 
 

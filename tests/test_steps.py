@@ -1,0 +1,34 @@
+"""How far a stage is, said in a log."""
+
+from __future__ import annotations
+
+import pytest
+
+from compress.distill import steps
+from compress.distill.steps import Steps
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(steps.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_a_minute_with_what_is_left(clock, capsys):
+    with Steps("end to end", 1000, begun=100) as told:
+        for step in range(101, 1001):
+            clock[0] += 1.0
+            told.tell(step, 0.5 / step)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 14
+    assert lines[0] == "end to end: step 160 of 1000, error 0.0031, about 14:00 left"
+    assert lines[-1] == "end to end: step 940 of 1000, error 0.0005, about 01:00 left"
+
+
+def test_what_takes_less_than_a_minute_is_not_told(clock, capsys):
+    with Steps("writing", 10, unit="example") as told:
+        for count in range(1, 11):
+            clock[0] += 5.0
+            told.tell(count)
+    assert not capsys.readouterr().out
