@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .failures import resumable
-from .options import Device, Overrides, Threads, TrustRemoteCode
+from .options import Device, Overrides, Rest, Threads, TrustRemoteCode, recipe_changes
 from .show import show_plan, show_report
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def convert(
         str | None, typer.Option(metavar="PATH|hub:NAME", help="Data to distil on, instead of the recipe's.")
     ] = None,
     overrides: Overrides = None,
+    rest: Rest = None,
     device: Device = None,
     threads: Threads = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and stop.")] = False,
@@ -36,7 +37,7 @@ def convert(
     out = output if output is not None else default_output(model)
     with resumable(out, trust_remote_code) as stop:
         report = run(
-            model, recipe, out, data=data, overrides=overrides or (), device=device, threads=threads, dry_run=dry_run,
+            model, recipe, out, data=data, overrides=recipe_changes(overrides, rest), device=device, threads=threads, dry_run=dry_run,
             trust_remote_code=trust_remote_code, announce=show_plan, stop=stop,
         )  # fmt: skip
     finish(out, report)

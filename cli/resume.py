@@ -9,13 +9,14 @@ import typer
 
 from .convert import finish
 from .failures import resumable
-from .options import Device, Overrides, Threads, TrustRemoteCode
+from .options import Device, Overrides, Rest, Threads, TrustRemoteCode, recipe_changes
 from .show import show_plan
 
 
 def resume(
     out: Annotated[Path, typer.Argument(help="Output folder of an interrupted conversion.")],
     overrides: Overrides = None,
+    rest: Rest = None,
     device: Device = None,
     threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -25,7 +26,7 @@ def resume(
 
     with resumable(out, trust_remote_code) as stop:
         report = run(
-            out, overrides=overrides or (), device=device, threads=threads, trust_remote_code=trust_remote_code,
+            out, overrides=recipe_changes(overrides, rest), device=device, threads=threads, trust_remote_code=trust_remote_code,
             announce=show_plan, stop=stop,
         )  # fmt: skip
     if report is None:

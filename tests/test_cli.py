@@ -167,7 +167,7 @@ def test_options_of_a_conversion_arrive(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(compress.conversion, "resume", lambda *args, **kwargs: calls.append((args, kwargs)))
     result = invoke(
         "convert", "owner/name@main", "fast", "-o", tmp_path, "--data", "hub:text", "--set", "seed=1", "--set", "a.b=c",
-        "--device", "cpu", "--threads", 2, "--dry-run", "--trust-remote-code",
+        "--rest", "int8", "--device", "cpu", "--threads", 2, "--dry-run", "--trust-remote-code",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     args, kwargs = calls.pop()
@@ -175,8 +175,8 @@ def test_options_of_a_conversion_arrive(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert callable(kwargs.pop("announce"))
     assert kwargs.pop("stop")() is False
     assert kwargs == {
-        "data": "hub:text", "overrides": ["seed=1", "a.b=c"], "device": "cpu", "threads": 2, "dry_run": True,
-        "trust_remote_code": True,
+        "data": "hub:text", "overrides": ["seed=1", "a.b=c", "pack.rest=int8"], "device": "cpu", "threads": 2,
+        "dry_run": True, "trust_remote_code": True,
     }  # fmt: skip
     result = invoke("resume", tmp_path, "--threads", 1)
     assert "is finished" in result.output
@@ -184,7 +184,7 @@ def test_options_of_a_conversion_arrive(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert args == (tmp_path,)
     assert callable(kwargs.pop("announce"))
     assert kwargs.pop("stop")() is False
-    assert kwargs == {"overrides": (), "device": None, "threads": 1, "trust_remote_code": False}
+    assert kwargs == {"overrides": [], "device": None, "threads": 1, "trust_remote_code": False}
 
 
 def test_the_output_is_named_after_the_model(tmp_path: Path) -> None:
