@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,6 +112,23 @@ def test_the_frontier_is_the_same_comparison(checkpoint: Path) -> None:
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0
     assert "cell " not in again.output
+
+
+def test_what_more_training_is_worth_is_drawn_over_tokens(checkpoint: Path) -> None:
+    folder, out = checkpoint.parent, checkpoint.with_name("tokens")
+    result = CliRunner().invoke(app, [
+        "study", "tokens", "-o", str(out), "--data", str(folder / "text.txt"), "--threads", "1",
+        "--set", f"model={folder / 'model'}", "--set", f"recipe={folder / 'recipe.yaml'}",
+        "--set", "axes={finetune.steps: [0, 2]}", "--set", "systems=[{name: LookupFFN}]",
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    recipe = load_recipe(folder / "recipe.yaml")
+    layerwise = recipe.distill.steps * recipe.distill.batch_tokens
+    tokens = [float(row["training_tokens"]) for row in rows_of(out)]
+    assert tokens == [layerwise, layerwise + 2 * recipe.finetune.batch_tokens]
+    assert "tokens trained on" in (out / "table.md").read_text()
+    if find_spec("matplotlib"):
+        assert (out / "loss-over-tokens.png").is_file()
 
 
 def test_the_frontier_needs_nothing_but_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

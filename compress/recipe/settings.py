@@ -209,6 +209,12 @@ class Recipe(Section):
         """Whether the recipe says where its data is."""
         return self.data.path is not None or self.data.source in ("hub", "teacher")
 
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that a site is trained on, layer by layer and end to end, where all of the data reaches it."""
+        stages: tuple[DistillSettings | FinetuneSettings, ...] = (self.distill, self.finetune)
+        return sum(stage.steps * stage.batch_tokens for stage in stages)
+
     def with_data(self, path: str) -> Recipe:
         """Put other data in: a path, relative to the working directory, or `hub:NAME`. Gives a new recipe."""
         place: dict[str, str | None]

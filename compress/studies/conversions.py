@@ -19,7 +19,7 @@ from ..distill.writing import is_unwritten, write_corpus
 from ..errors import CompressError, RecipeError
 from ..evaluate import Report
 from ..evaluate.references import evaluate_dense
-from ..evaluate.wording import bytes_text, number, time_text
+from ..evaluate.wording import bytes_text, count_text, number, time_text
 from ..lock import in_turn
 from ..models import load_pretrained
 from ..plan import choose_sites, make_plan
@@ -68,6 +68,8 @@ class Conversions:
         self.model, self._title, self.max_loss, self.library_text = model, title, max_loss, library_text
         self.device, self.threads, self.trusted = device, threads, trust_remote_code
         self.wanted = {one.name: one for one in wanted}
+        trained = {one.recipe.training_tokens for one in wanted if one.width is None}
+        self._over_tokens = len(trained) > 1
         pretrained = load_pretrained(model, trust_remote_code=trust_remote_code)
         sites, experts = find_sites(pretrained.model), find_experts(pretrained.model)
         self.fingerprints = model_fingerprints(pretrained.folder)
@@ -136,11 +138,12 @@ class Conversions:
         """Convert, or go on with a conversion that was stopped; or measure what is there."""
         one = self.wanted[cell.name]
         recipe = self._placed(one.recipe, folder.parent.parent / "text")
-        return values_of(
+        report = (
             read_report(one.finished) if one.finished is not None
             else self._convert(recipe, folder / MODEL, stop) if one.width is None
             else self._dense(recipe, one.width)
         )  # fmt: skip
+        return values_of(report) | ({"training_tokens": recipe.training_tokens} if one.width is None else {})
 
     def _convert(self, recipe: Recipe, out: Path, stop: Stop) -> Report:
         options: dict[str, Any] = {
@@ -164,18 +167,19 @@ class Conversions:
 
     @property
     def columns(self) -> list[Column]:
-        """Quality, cost, sizes, times."""
-        return list(COLUMNS)
+        """Quality, cost, sizes, times; what was trained on, where that differs."""
+        return [*COLUMNS, *([Column("training_tokens", "tokens trained on", count_text)] if self._over_tokens else [])]
 
     @property
     def pictures(self) -> list[Picture]:
-        """The loss over each cost."""
+        """The loss over each cost, and over the tokens trained on where these differ."""
         return [
             Picture(f"loss-over-{name}.png", key, label, "loss", "loss against the dense model")
             for name, key, label in (
                 ("cost", "cost", "multiply-adds of the FFNs, dense = 1"),
                 ("bytes", "bytes_per_token", "bytes of FFN weights read per token"),
                 ("time", "ffn_relative_batch_1", "time of the FFNs at batch 1, fastest dense = 1"),
+                *([("tokens", "training_tokens", "tokens trained on")] if self._over_tokens else []),
             )
         ]
 
