@@ -26,7 +26,7 @@ def verify(
     for found in problems:
         typer.echo(f"{found.file}: {found.what}", err=True)
     if problems:
-        typer.echo("the checkpoint is not as it was made: fetch it again, or convert the model again", err=True)
+        typer.echo(problems[0].remedy, err=True)
         raise typer.Exit(1)
     for name in added_files(checkpoint):
         typer.echo(f"{name}: not of the checkpoint, not checked")

@@ -121,4 +121,4 @@ def test_a_kernel_that_computes_something_else_is_named(made: SimpleNamespace) -
     (problem,) = verify_outputs(made.folder, model)
     assert problem.file == "encoder.layer.1.intermediate"
     assert problem.what.startswith("the kernel's answers (")
-    assert "COMPRESS_ISA" in problem.what
+    assert "COMPRESS_ISA" in problem.remedy

@@ -23,10 +23,11 @@ Files = dict[str, dict[str, Any]]  # name -> bytes, sha256
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one file of a checkpoint, or with what it gives."""
+    """What is wrong with one file of a checkpoint, or with what it gives, and what to do."""
 
     file: str
     what: str
+    remedy: str = "the checkpoint is not as it was made: fetch it again, or convert the model again"
 
 
 def write_manifest(folder: Path, changed: Iterable[str] | None = None) -> None:

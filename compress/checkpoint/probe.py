@@ -86,7 +86,8 @@ def verify_outputs(folder: Path | str, model: nn.Module) -> list[Problem]:
         Problem(
             path,
             f"the kernel's answers ({kernels.isa()}) differ from PyTorch's by {error:.2g}, allowed are "
-            f"{ARITHMETIC_TOLERANCE:.2g}; set COMPRESS_ISA to a lower instruction set and report it",
+            f"{ARITHMETIC_TOLERANCE:.2g}",
+            "the kernel is wrong on this processor: set COMPRESS_ISA to a lower instruction set, and report it",
         )
         for path, error in errors.items()
         if not error <= ARITHMETIC_TOLERANCE
