@@ -37,8 +37,8 @@ def convert(
     out = output if output is not None else default_output(model)
     with resumable(out, trust_remote_code) as stop:
         report = run(
-            model, recipe, out, data=data, overrides=recipe_changes(overrides, rest), device=device, threads=threads, dry_run=dry_run,
-            trust_remote_code=trust_remote_code, announce=show_plan, stop=stop,
+            model, recipe, out, data=data, overrides=recipe_changes(overrides, rest), device=device, threads=threads,
+            dry_run=dry_run, trust_remote_code=trust_remote_code, announce=show_plan, stop=stop,
         )  # fmt: skip
     finish(out, report)
 

@@ -26,8 +26,8 @@ def resume(
 
     with resumable(out, trust_remote_code) as stop:
         report = run(
-            out, overrides=recipe_changes(overrides, rest), device=device, threads=threads, trust_remote_code=trust_remote_code,
-            announce=show_plan, stop=stop,
+            out, overrides=recipe_changes(overrides, rest), device=device, threads=threads,
+            trust_remote_code=trust_remote_code, announce=show_plan, stop=stop,
         )  # fmt: skip
     if report is None:
         typer.echo(f"the conversion in {out} is finished")
