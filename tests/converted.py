@@ -10,7 +10,7 @@ import pico_tokenizer
 import torch
 from torch import nn
 
-from compress.checkpoint import Placement, save_checkpoint
+from compress.checkpoint import Int8Rest, Placement, quantise_rest, save_checkpoint
 from compress.lookup import LookupFFN, pack
 from compress.models import Pretrained, load_pretrained
 from compress.sites import Site, example_inputs, find_sites, site_weights, swap
@@ -60,7 +60,7 @@ def pair(
     return dense, converted
 
 
-def save(source: Path, out: Path, noise: float = 0.0, recipe: str = "version: 1\n") -> Path:
+def save(source: Path, out: Path, noise: float = 0.0, recipe: str = "version: 1\n", *, int8_rest: bool = False) -> Path:
     """Write a checkpoint made from a folder."""
     converted = load_pretrained(str(source))
     batch = example_inputs(converted.model)
@@ -69,9 +69,10 @@ def save(source: Path, out: Path, noise: float = 0.0, recipe: str = "version: 1\
         packed = pack(student(converted.model, site, noise), hash_dtype="float32").eval()
         swap(converted.model, site, packed)
         placements.append(Placement.of(converted.model, site, packed))
+    int8 = quantise_rest(converted.model) if int8_rest else Int8Rest()
     out.mkdir()
     save_checkpoint(
         out, model=converted.model, source=converted, placements=placements, recipe_text=recipe,
-        resolved_recipe=recipe, report=None, probe_batch=batch,
+        resolved_recipe=recipe, report=None, probe_batch=batch, int8=int8,
     )  # fmt: skip
     return out

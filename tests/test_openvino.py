@@ -17,6 +17,7 @@ from test_kernels_inference import TYPICAL, make_params
 from typer.testing import CliRunner, Result
 
 from compress import kernels
+from compress.checkpoint import open_rest, verify_outputs
 from compress.errors import CompressError, KernelError
 from compress.models import load_pretrained
 
@@ -222,6 +223,23 @@ def test_the_rest_in_int8(core, checkpoint, tmp_path):
         expected = pretrained.model(**batch).last_hidden_state
     error = (Compiled(core, model)(**batch)["last_hidden_state"] - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.2
+
+
+def test_a_checkpoint_with_its_rest_in_int8_is_exported_opened(core, checkpoint, tmp_path):
+    out, rounded = tmp_path / "out", tmp_path / "rounded"
+    converted.save(converted.dense_folder(tmp_path / "dense", "bert"), rounded, noise=0.1, int8_rest=True)
+    done = invoke(rounded, "-o", out)
+    assert done.exit_code == 0, done.output
+    compiled, pretrained = Compiled(core, str(out / MODEL_FILE)), load_pretrained(str(rounded))
+    assert verify_outputs(rounded, pretrained.model) == []
+    open_rest(pretrained.model)
+    assert verify_outputs(rounded, compiled, like=pretrained.model) == []
+    batch = dict(pretrained.processor(["the cat sat"], return_tensors="pt"))
+    with torch.no_grad():
+        opened = pretrained.model(**batch).last_hidden_state
+        as_stored = load_pretrained(str(rounded)).model(**batch).last_hidden_state
+    answer = compiled(**batch)["last_hidden_state"]
+    assert (answer - opened).norm() < 1e-3 * opened.norm() < (answer - as_stored).norm()
 
 
 def test_the_rest_in_int8_of_a_causal_model_goes_on_from_its_state(core, checkpoint, tmp_path):

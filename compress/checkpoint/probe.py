@@ -35,8 +35,12 @@ def write_probe(folder: Path, model: nn.Module, batch: Mapping[str, Tensor]) -> 
     tensors = {f"input.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in batch.items()}
     answers = _answers(model, batch)
     tensors |= {f"output.{name}": tensor for name, tensor in answers.items()}
-    tensors["tolerance"] = torch.tensor(max(TOLERANCE, _MARGIN * _moved_by_last_bits(model, batch, answers)))
+    tensors["tolerance"] = torch.tensor(_allowed(model, batch, answers))
     save_file(tensors, folder / PROBE_FILE, metadata={"format": "pt"})
+
+
+def _allowed(model: nn.Module, batch: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> float:
+    return max(TOLERANCE, _MARGIN * _moved_by_last_bits(model, batch, answers))
 
 
 def _moved_by_last_bits(model: nn.Module, batch: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> float:
@@ -60,15 +64,15 @@ def _moved_by_last_bits(model: nn.Module, batch: Mapping[str, Tensor], answers: 
             hook.remove()
 
 
-def verify_outputs(folder: Path | str, model: nn.Module) -> list[Problem]:
-    """Find where the loaded model computes something else than when it was saved.
+def verify_outputs(folder: Path | str, model: nn.Module, like: nn.Module | None = None) -> list[Problem]:
+    """Find where the loaded model computes something else than when it was saved, or than `like` does, on its probe.
 
     Parts that the native kernel computes otherwise than PyTorch does, then outputs further from those recorded than the
-    recorded tolerance.
+    recorded tolerance; or from those of `like`, by more than last bits make of them.
     """
     try:
         tensors = load_file(Path(folder) / PROBE_FILE)
-        tolerance = min(max(tensors["tolerance"].item(), TOLERANCE), _WORST)
+        tolerance = tensors["tolerance"].item()
     except FileNotFoundError:
         return [Problem(PROBE_FILE, "missing")]
     except (SafetensorError, KeyError, RuntimeError) as failure:
@@ -77,6 +81,10 @@ def verify_outputs(folder: Path | str, model: nn.Module) -> list[Problem]:
     wanted = {name.removeprefix("output."): tensor for name, tensor in tensors.items() if name.startswith("output.")}
     if not batch or not wanted:
         return [Problem(PROBE_FILE, f"it records no {'output' if batch else 'input'}")]
+    if like is not None:
+        wanted = _answers(like, batch)
+        tolerance = _allowed(like, batch, wanted)
+    tolerance = min(max(tolerance, TOLERANCE), _WORST)
     try:
         with kernel_errors(model) as errors:
             answers = _answers(model, batch)

@@ -63,7 +63,7 @@ def export(
     core.add_extension(str(library))
     model = to_openvino(pretrained, library)
     compiled = Compiled(core, model)
-    problems = [each.what for each in verify_outputs(folder, compiled)]
+    problems = [each.what for each in verify_outputs(folder, compiled, like=pretrained.model)]
     if compiled.stateful and (error := step_error(compiled, trace_arguments(pretrained)["input_ids"])) > _TOLERANCE:
         problems.append(f"token by token its answers differ by {error:.2g} from those of one pass")
     if problems:
