@@ -119,7 +119,8 @@ int ffn_forward_on(const struct ffn_pool *pool, const struct ffn *f, const float
                    int threads) {
     if (threads < 1 || tokens * work_per_token(f) < TEAM_WORK)
         threads = 1;
-    const int together = threads > 1 && (tokens < OWN_TOKENS * (int64_t)threads || f->table_bytes > OWN_TABLES);
+    const int64_t own = pool && !pool->meet ? OWN_TOKENS_APART : OWN_TOKENS;
+    const int together = threads > 1 && (tokens < own * threads || f->table_bytes > OWN_TABLES);
     struct pass p = {.level = level_current(), .pool = pool, .tile = {.ffn = f, .x = x, .y = y}, .tokens = tokens};
     p.tile_tokens = smaller(together ? tokens : (tokens + threads - 1) / threads, TILE_TOKENS);
     p.buffers = tile_buffers(&p.tile, NULL, p.tile_tokens);

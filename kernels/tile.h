@@ -6,6 +6,7 @@
 
 enum { TILE_TOKENS = 512 };
 enum { OWN_TOKENS = 32 };       /* a thread, from which on each has tokens of its own */
+enum { OWN_TOKENS_APART = 4 };  /* likewise where tasks cannot meet, and each phase is a round of them */
 enum { TEAM_WORK = 1 << 17 };   /* multiply-adds, from which on more than one thread pays */
 enum { READ_TILE = 64 };        /* from so many tokens on tables are read in slices that stay cached */
 enum { QUANTISED_TOKENS = 96 }; /* at a time: they stay in the second-level cache while all weights stream past */

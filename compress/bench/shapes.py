@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from ..evaluate.contestants import DecodeStep, WholeModel
 from .run import SETTLING
 
+_WARMING = (
+    0.03  # seconds: passes of milliseconds find threads asleep and caches full of other engines' weights at first
+)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -61,16 +65,19 @@ class RandomPool:
 
 
 class Pass(WholeModel):
-    """A pass over fresh random inputs, right behind another: as in a process that runs nothing else."""
+    """A pass over fresh random inputs, right behind others: as in a process that runs nothing else."""
 
     def __init__(self, model: nn.Module, example: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> None:
         super().__init__(model, RandomPool(example, shape.tokens), shape.sequences, dtype)
 
     def prepare(self, round_: int) -> None:
-        """Let the threads of the engine before fall asleep, and run once on other inputs."""
+        """Let the threads of the engine before fall asleep; run on other inputs until caches and threads are warm."""
         time.sleep(SETTLING)
         super().prepare(2 * round_)
+        begin = time.perf_counter()
         self.run()
+        while time.perf_counter() - begin < _WARMING:
+            self.run()
         super().prepare(2 * round_ + 1)
 
 
