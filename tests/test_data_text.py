@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from data_samples import (
     corpus,
@@ -24,6 +25,7 @@ from compress.data import load_corpus
 from compress.data.corpus import LEAST_HELD_OUT
 from compress.data.encode import _pieces
 from compress.data.inputs import longest_sequence, special_tokens
+from compress.data.sentences import sentences
 from compress.data.text import STRETCH, Source, _stretches, is_wrapped, paragraphs
 from compress.data.tokens import tokenize
 
@@ -238,3 +240,38 @@ def test_positions_behind_the_padding_index_count() -> None:
         max_position_embeddings=40, pad_token_id=1,
     )  # fmt: skip
     assert longest_sequence(SimpleNamespace(model=RobertaModel(config), processor=None)) == 38  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", [""]),
+        ("No mark at all", ["No mark at all"]),
+        ("Dr. No came in. Émile left... and nobody knew.", ["Dr. No came in.", "Émile left... and nobody knew."]),
+        ('He said: "It is so." (He was right.)  "Was he?" "No!"',
+         ['He said: "It is so."', "(He was right.)", '"Was he?" "No!"']),
+        ("It costs 3.5 million. v2 is out.\n2 of them left.", ["It costs 3.5 million. v2 is out.", "2 of them left."]),
+        ("\u4e00\u53e5\u3002\u53c8\u4e00\u53e5\uff1f", ["\u4e00\u53e5\u3002", "\u53c8\u4e00\u53e5\uff1f"]),
+    ],
+)  # fmt: skip
+def test_sentences_end_where_a_reader_would_say(text: str, wanted: list[str]) -> None:
+    assert sentences(text) == wanted
+
+
+@given(text=st.text(alphabet=st.sampled_from("aB.!? \n\"')(\u3002"), max_size=60))
+def test_sentences_lose_nothing_but_blanks(text: str) -> None:
+    assert "".join("".join(sentences(text)).split()) == "".join(text.split())
+
+
+def test_half_of_an_embedders_passages_are_taken_apart(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("The fox jumps. A dog runs. The old mills.\n" * 200)
+
+    def count(family: str, share: float | str) -> int:
+        made = corpus(file, family, sentences=share, sequence_length=64)
+        assert made.fingerprint == corpus(file, family, sentences=share, sequence_length=64).fingerprint
+        return len(made.train) + len(made.holdout)
+
+    assert (count("bert", 0.0), count("bert", 1.0)) == (200, 600)
+    assert 350 < count("bert", "auto") < 450
+    assert count("bert_masked", "auto") == 200

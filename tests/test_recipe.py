@@ -41,6 +41,7 @@ def test_defaults_are_those_of_the_format() -> None:
     assert r.data.model_dump() == {
         "source": "text", "path": None, "name": None, "split": "train", "field": "text", "sequence_length": 256,
         "tokens": 2_000_000, "holdout": 0.02, "target_field": "target", "fields": {}, "seconds": 30.0,
+        "sentences": "auto",
     }  # fmt: skip
     assert r.fit.model_dump() == {"tokens": 200_000, "ridge": 1e-3}
     assert r.distill.model_dump() == {

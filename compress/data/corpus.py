@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..recipe import DataSettings
-from ..tasks import HEADS
+from ..tasks import HEADS, Task
 from . import audio, images, records, tables
 from .batching import Split
 from .encode import blank_windows, pairs, passages, windows
@@ -22,6 +22,7 @@ from .hub import HubRecordings, load_hub
 from .inputs import Modality, capped_length, modality
 from .manifest import audio_files
 from .paired import Paired, unwritten
+from .sentences import with_sentences
 from .sequences import Examples, Rows
 from .tables import read_table
 from .text import Source, document_source, field_source, passage_source, record_source
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 LEAST_HELD_OUT = 4096  # tokens, where a quarter of the data is more than that
 _STRETCHES = 8  # held-out text comes from so many places
+_SENTENCES: dict[Task, float] = {"embedding": 0.5}  # share of a text's passages that are taken apart
 _SUFFIXES = {
     "text": (".txt",), "jsonl": (".jsonl",), "pairs": tables.SUFFIXES, "images": images.SUFFIXES,
     "audio": audio.SUFFIXES,
@@ -210,6 +212,8 @@ def _text(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[str
     sources = _sources(data, causal)
     if causal:
         return windows(sources, pretrained, length, wanted=_to_read(data))
+    share = _SENTENCES.get(pretrained.task, 0.0) if data.sentences == "auto" else data.sentences
+    sources = [with_sentences(source, share, (seed, 3, index)) for index, source in enumerate(sources)]
     return passages(sources, pretrained, length, wanted=_to_read(data), seed=seed)
 
 

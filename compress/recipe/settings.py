@@ -114,6 +114,7 @@ class DataSettings(Section):
     target_field: str = "target"  # what the decoder is to write
     fields: dict[str, str] = {}  # argument of the model's processor: field of a JSON record
     sequence_length: Annotated[Whole, Ge(4)] = 256
+    sentences: Annotated[float, Ge(0), Le(1)] | Auto = "auto"  # share of an encoder's passages that are taken apart
     seconds: PositiveNumber = 30.0  # of a recording in one piece
     tokens: Positive = 2_000_000
     holdout: Annotated[float, Gt(0), Lt(1)] = 0.02
