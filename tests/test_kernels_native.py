@@ -1,20 +1,25 @@
-"""The kernel's C code without Python: under the sanitisers of addresses and undefined behaviour, and as ARM64 code."""
+"""The kernel's C code without Python: under the sanitisers, as ARM64 code, and with its instructions counted."""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from kernel_levels import LEVELS
 from test_kernels_inference import TYPICAL, make_params, reference
+from torch import Tensor
 from torch.nn import functional
 
 from compress import kernels
 from compress.int8_linear import Int8Linear
+from compress.lookup import Geometry
 from compress.lookup.packed import rounded
 
 ROOT = Path(__file__).parent.parent
@@ -46,14 +51,21 @@ def cases(tmp_path_factory) -> list[str]:
             expected, clear, _ = reference(params, g, x, bits)
             tolerance = 1e-4 * expected.abs().max().item()
             expected[clear <= 1e-5] = torch.nan
-            (weights, tables), numbers = kernels.prepare(params, g, bits)
             path = folder / f"{i}-{table_dtype}-{bits}.case"
-            with path.open("wb") as file:
-                file.write(struct.pack(f"={len(numbers) + 2}qd", 0, *numbers, len(x), tolerance))
-                for tensor in (weights, tables, x, expected.float()):
-                    file.write(tensor.numpy().tobytes())
-            paths.append(str(path))
+            paths.append(student_case(path, params, g, bits, x, expected.float(), tolerance))
     return paths + [linear_case(folder, *sizes) for sizes in LINEAR]
+
+
+def student_case(
+    path: Path, params: dict[str, Tensor], g: Geometry, bits: int, x: Tensor, expected: Tensor, tolerance: float
+) -> str:
+    """One packed student, with inputs and what it should answer; NaN where that cannot be told."""
+    (weights, tables), numbers = kernels.prepare(params, g, bits)
+    with path.open("wb") as file:
+        file.write(struct.pack(f"={len(numbers) + 2}qd", 0, *numbers, len(x), tolerance))
+        for tensor in (weights, tables, x, expected):
+            file.write(tensor.numpy().tobytes())
+    return str(path)
 
 
 def linear_case(folder: Path, d_in: int, d_out: int, bias: bool, tokens: int) -> str:
@@ -97,3 +109,29 @@ def test_arm64_code_runs_emulated(cases, tmp_path):
     done = subprocess.run([emulator, program, *cases], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["neon", "scalar"]
+
+
+@pytest.mark.slow
+def test_cost_grows_linearly_in_tokens_tables_and_outputs(tmp_path):
+    if not shutil.which("gcc") or not shutil.which("valgrind"):
+        pytest.skip("no gcc, or no valgrind to count instructions with")
+    program = build("gcc", tmp_path / "forward", "-O2")
+
+    def instructions(g: Geometry, tokens: int) -> int:
+        x, unknown = torch.randn(tokens, g.d_in), torch.full((tokens, g.d_out), torch.nan)
+        params = make_params(g, torch.int8, torch.int8, 0)
+        case = student_case(tmp_path / "one.case", params, g, 8, x, unknown, 0.0)
+        command = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", program, case]
+        quiet = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}  # a thread that waits counts no instructions
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **quiet})
+        assert done.returncode == 0, done.stderr
+        return int(re.search(r"I\s+refs:\s+([\d,]+)", done.stderr)[1].replace(",", ""))
+
+    g, tokens = Geometry(64, 128, 32, 8, "hadamard", 64, 64, 16, False, "relu"), 64
+    for vary in (
+        lambda times: instructions(g, tokens * times),
+        lambda times: instructions(replace(g, tables=g.tables * times), tokens),
+        lambda times: instructions(replace(g, d_out=g.d_out * times), tokens),
+    ):
+        once, twice, four_times = (vary(times) for times in (1, 2, 4))
+        assert four_times - twice == pytest.approx(2 * (twice - once), rel=0.1)
