@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 LEAST_HELD_OUT = 4096  # tokens, where a quarter of the data is more than that
 _STRETCHES = 8  # held-out text comes from so many places
-_SENTENCES: dict[Task, float] = {"embedding": 0.5}  # share of a text's passages that are taken apart
+_SENTENCES: dict[Task, float] = {"embedding": 1.0}  # share of a text's passages that are taken apart
 _SUFFIXES = {
     "text": (".txt",), "jsonl": (".jsonl",), "pairs": tables.SUFFIXES, "images": images.SUFFIXES,
     "audio": audio.SUFFIXES,
