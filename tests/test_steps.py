@@ -22,8 +22,8 @@ def test_a_log_gets_a_line_a_minute_with_what_is_left(clock, capsys):
             told.tell(step, 0.5 / step)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 14
-    assert lines[0] == "end to end: step 160 of 1000, error 0.0031, about 14:00 left"
-    assert lines[-1] == "end to end: step 940 of 1000, error 0.0005, about 01:00 left"
+    assert lines[0] == "end to end: step 161 of 1000, error 0.0031, about 13:59 left"
+    assert lines[-1] == "end to end: step 941 of 1000, error 0.0005, about 00:59 left"
 
 
 def test_what_takes_less_than_a_minute_is_not_told(clock, capsys):

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..evaluate.contestants import DecodeStep, WholeModel
 from .run import SETTLING
 
-_WARMING = (
-    0.03  # seconds: passes of milliseconds find threads asleep and caches full of other engines' weights at first
-)
+# Seconds: at first passes of milliseconds find threads asleep and caches full of other engines' weights.
+_WARMING = 0.03
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ EVERY = 60.0  # seconds between two lines
 
 
 class Steps:
-    """Tells how many of `total` units of work are done, and how long the others take; `begun` were done before."""
+    """Tells how many of `total` units of work are done, `begun` of them before, and how long the others take."""
 
     def __init__(self, name: str, total: int, begun: int = 0, unit: str = "step") -> None:
-        self.name, self.total, self.begun, self.unit = name, total, begun, unit
+        self.name, self.total, self.unit = name, total, unit
         self.bar = tqdm(total=total, initial=begun, desc=name, unit=unit, disable=None)
-        self.start = self.last = time.monotonic()
+        self.last: tuple[float, int] | None = None  # when a line was due last, and how many were done
 
     def __enter__(self) -> Steps:
         return self
@@ -31,10 +31,13 @@ class Steps:
             self.bar.update(done - self.bar.n)
             return
         now = time.monotonic()
-        if now - self.last < EVERY or done >= self.total or done <= self.begun:
+        if self.last is None:
+            self.last = now, done
+        since, before = self.last
+        if now - since < EVERY or done >= self.total:
             return
-        self.last = now
-        left = (now - self.start) / (done - self.begun) * (self.total - done)
+        self.last = now, done
+        left = (now - since) / (done - before) * (self.total - done)
         tqdm.write(
             f"{self.name}: {self.unit} {done} of {self.total}"
             + (f", error {error:.4f}" if error is not None else "")
