@@ -26,6 +26,16 @@ def test_a_log_gets_a_line_a_minute_with_what_is_left(clock, capsys):
     assert lines[-1] == "end to end: step 941 of 1000, error 0.0005, about 00:59 left"
 
 
+def test_steps_that_are_taken_again_do_not_upset_it(clock, capsys):
+    with Steps("site", 100) as told:
+        for step in (1, 50, 10, 20):
+            clock[0] += 61.0
+            told.tell(step)
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "site: step 50 of 100", "site: step 20 of 100"
+    ]  # fmt: skip
+
+
 def test_what_takes_less_than_a_minute_is_not_told(clock, capsys):
     with Steps("writing", 10, unit="example") as told:
         for count in range(1, 11):

@@ -31,7 +31,7 @@ class Steps:
             self.bar.update(done - self.bar.n)
             return
         now = time.monotonic()
-        if self.last is None:
+        if self.last is None or done <= self.last[1]:  # begun, or begun again
             self.last = now, done
         since, before = self.last
         if now - since < EVERY or done >= self.total:
