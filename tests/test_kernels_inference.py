@@ -168,6 +168,8 @@ def assert_agrees(params: dict[str, Tensor], g: Geometry, x: Tensor, bits: int =
             actual = run(params, g, x, bits)
             assert actual.shape == expected.shape
             assert actual.dtype == torch.float32
+            if not len(x):  # which has no scale to compare by
+                continue
             certain = clear > 1e-5  # nearer to a hyperplane or a tie float32 may see the other side
             assert certain.float().mean() > 0.5 or len(x) < 4
             torch.testing.assert_close(actual[certain].double(), expected[certain], rtol=0, atol=relative * scale)

@@ -219,6 +219,7 @@ def signals(folder: Path) -> dict[str, Any]:
         out, told = folder / name, folder / f"{name}.txt"
 
         def work(out: Path = out, hang: bool = hang) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in a background job have it ignored
             if hang:
                 from compress.distill.stages import Stages
 
