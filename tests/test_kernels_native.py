@@ -71,7 +71,10 @@ def student_case(
 def linear_case(folder: Path, d_in: int, d_out: int, bias: bool, tokens: int) -> str:
     """One int8 layer, with inputs and what its rounded product is in float64."""
     draw = torch.Generator().manual_seed(d_in * d_out)
-    layer = Int8Linear.of(torch.nn.Linear(d_in, d_out, bias=bias))
+    dense = torch.nn.Linear(d_in, d_out, bias=bias).requires_grad_(False)
+    for parameter in dense.parameters():
+        parameter.normal_(generator=draw)
+    layer = Int8Linear.of(dense)
     x = torch.randn(tokens, d_in, generator=draw)
     expected = functional.linear(rounded(x).double(), layer.values.double() * layer.scale.double()[:, None])
     expected = expected if layer.bias is None else expected + layer.bias.double()
