@@ -25,6 +25,7 @@ from .checkpoint import (
     write_report,
 )
 from .data import EvalData, check_data
+from .devices import choose_device
 from .distill.job import STAGES, Job
 from .distill.progress import Progress, save_tensors
 from .distill.stages import Stages
@@ -170,8 +171,7 @@ def _lasting_name(model: str, revision: str | None) -> str:
 def _use_machine(device: str | None, threads: int | None, trust_remote_code: bool) -> dict[str, Any]:
     if threads is not None:
         torch.set_num_threads(threads)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return {"device": device, "threads": torch.get_num_threads(), "trust_remote_code": trust_remote_code}
+    return {"device": choose_device(device), "threads": torch.get_num_threads(), "trust_remote_code": trust_remote_code}
 
 
 def _run(job: Job, prepared: Prepared) -> Report:

@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-# How many gathered numbers are held at once (256 MiB of float32).
-CHUNK = 1 << 26
-
-
-def _table_chunks(tables: Tensor, codes: Tensor) -> range:
-    """First tables of chunks that keep a chunk's gathered rows [N, chunk, C, d] within CHUNK numbers."""
-    tokens, _, cells = codes.shape
-    return range(0, tables.shape[0], max(1, CHUNK // max(1, tokens * cells * tables.shape[2])))
+from torch.nn import functional
 
 
 def gather(tables: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
-    """Sum of the weighted rows each token reads; shapes as in `compress.kernels.gather`."""
-    y = tables.new_zeros(codes.shape[0], tables.shape[2])
-    chunks = _table_chunks(tables, codes)
-    for h in chunks:
-        table = tables[h : h + chunks.step]  # [h, R, d]
-        rows = _flat_rows(codes[:, h : h + chunks.step], table.shape[1])  # [N, h * C]
-        weight = weights[:, h : h + chunks.step].flatten(1).unsqueeze(1)  # [N, 1, h * C]
-        y += torch.bmm(weight, table.flatten(0, 1)[rows]).squeeze(1)
-    return y
+    """Sum of the weighted rows each token reads, differentiable; shapes as in `compress.kernels.gather`."""
+    if not tables.shape[0]:
+        return tables.new_zeros(codes.shape[0], tables.shape[2])
+    rows = _flat_rows(codes, tables.shape[1])  # [N, H * C]
+    return functional.embedding_bag(rows, tables.flatten(0, 1), per_sample_weights=weights.flatten(1), mode="sum")
 
 
 def gather_backward(grad_y: Tensor, tables: Tensor, codes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `gather`; on CUDA deterministic where `torch.use_deterministic_algorithms` asks for it."""
-    grad_tables, grad_weights = torch.zeros_like(tables), torch.empty_like(weights)
-    chunks = _table_chunks(tables, codes)
-    for h in chunks:
-        table, code, weight = (
-            tables[h : h + chunks.step],
-            codes[:, h : h + chunks.step],
-            weights[:, h : h + chunks.step],
-        )
-        rows = _flat_rows(code, table.shape[1])  # [N, h * C]
-        grad_weights[:, h : h + chunks.step] = torch.bmm(
-            table.flatten(0, 1)[rows], grad_y.unsqueeze(2)
-        ).view(weight.shape)  # fmt: skip
-        updates = weight.flatten(1).unsqueeze(2) * grad_y.unsqueeze(1)  # [N, h * C, d]
-        grad_tables[h : h + chunks.step].flatten(0, 1).index_add_(0, rows.flatten(), updates.flatten(0, 1))
+    """Gradients of `gather` with respect to its tables and weights."""
+    if not tables.shape[0]:
+        return torch.zeros_like(tables), torch.zeros_like(weights)
+    tables, weights = tables.detach().requires_grad_(), weights.detach().requires_grad_()
+    with torch.enable_grad():
+        y = gather(tables, codes, weights)
+    grad_tables, grad_weights = torch.autograd.grad(y, (tables, weights), grad_y)
     return grad_tables, grad_weights
 
 

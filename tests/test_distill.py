@@ -13,6 +13,7 @@ from compress.distill.objectives import BehindNorm, embedding_error, logits_dive
 from compress.distill.optimisation import Schedule, adam, scheduled, student_groups
 from compress.errors import DataError
 from compress.lookup import LookupFFN
+from compress.padding import RealRows
 from compress.replace import replace_ffn
 from compress.sites import example_inputs, find_norms, find_sites, site_weights, swap
 
@@ -37,7 +38,7 @@ def test_a_trace_holds_inputs_answers_and_what_the_norm_sees(family: str) -> Non
         with torch.no_grad():
             inputs = example_inputs(model)
             trace = forward_to(model, tap, inputs)
-        x, y, behind = trace.rows(model, inputs, tap.stream)
+        x, y, behind = trace.rows(RealRows(model, inputs), tap.stream)
         dense: DenseWeights = site_weights(model, tap.site)
         torch.testing.assert_close(dense.output(x, tap.site.activation), y, rtol=1e-4, atol=1e-5)
         assert tap.norm is not None
@@ -69,7 +70,7 @@ def test_an_answer_that_the_model_adds_to_in_place_is_recorded_before() -> None:
     for tap in taps(model):
         with torch.no_grad():
             inputs = example_inputs(model)
-            x, y, _ = forward_to(model, tap, inputs).rows(model, inputs, tap.stream)
+            x, y, _ = forward_to(model, tap, inputs).rows(RealRows(model, inputs), tap.stream)
         torch.testing.assert_close(
             site_weights(model, tap.site).output(x, tap.site.activation), y, rtol=1e-4, atol=1e-5
         )
@@ -102,7 +103,7 @@ def test_a_students_answers_are_seen_in_a_converted_model() -> None:
     swap(model, tap.site, student)
     with torch.no_grad():
         inputs = example_inputs(model)
-        x, y, _ = forward_to(model, tap, inputs).rows(model, inputs, tap.stream)
+        x, y, _ = forward_to(model, tap, inputs).rows(RealRows(model, inputs), tap.stream)
         torch.testing.assert_close(student(x), y)
 
 
@@ -150,10 +151,8 @@ def test_pooling_and_logits_skip_padding() -> None:
     ours, theirs = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     disturbed = ours.clone()
     disturbed[0, 2] += 9
-    errors = [
-        float(output_error("masked", pico.bert_masked(), {"attention_mask": keep}, Output(x), Output(theirs), 1.0))
-        for x in (ours, disturbed)
-    ]
+    real = RealRows(pico.bert_masked(), {"attention_mask": keep})
+    errors = [float(output_error("masked", real, Output(x), Output(theirs), 1.0)) for x in (ours, disturbed)]
     assert errors[0] == errors[1]
 
 

@@ -570,8 +570,8 @@ def test_the_whole_model_falls_back_to_its_last_good_state(
 ) -> None:
     compute, count = EndToEnd.error, {"steps": 0}
 
-    def wrong(self: EndToEnd, batch: Any) -> torch.Tensor:
-        error = compute(self, batch)
+    def wrong(self: EndToEnd, batch: Any, *dtype: str) -> torch.Tensor:
+        error = compute(self, batch, *dtype)
         count["steps"] += torch.is_grad_enabled()
         return error * math.nan if torch.is_grad_enabled() and 40 <= count["steps"] < last else error
 

@@ -37,6 +37,7 @@ from compress.distill.progress import Progress
 from compress.errors import DataError, ModelError, SiteError
 from compress.evaluate import evaluation
 from compress.models import load_pretrained
+from compress.padding import RealRows
 from compress.plan import make_plan
 from compress.recipe import DistillSettings, FitSettings, parse_recipe
 from compress.sites import find_sites
@@ -164,10 +165,10 @@ def test_the_error_of_an_output_leaves_padding_out() -> None:
         other = transformers.utils.ModelOutput({name: value.clone() for name, value in student.items()})
         for value in other.values():
             value[padding] += 7
-        errors = [output_error(task, model, batch, ours, teacher, 1.0) for ours in (student, other)]
+        errors = [output_error(task, RealRows(model, batch), ours, teacher, 1.0) for ours in (student, other)]
         assert errors[0] > 0
         torch.testing.assert_close(*errors)
-        torch.testing.assert_close(output_error(task, model, batch, teacher, teacher, 1.0), torch.tensor(0.0))
+        torch.testing.assert_close(output_error(task, RealRows(model, batch), teacher, teacher, 1.0), torch.tensor(0.0))
 
 
 @pytest.mark.parametrize(

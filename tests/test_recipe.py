@@ -46,9 +46,11 @@ def test_defaults_are_those_of_the_format() -> None:
     assert r.fit.model_dump() == {"tokens": 200_000, "ridge": 1e-3}
     assert r.distill.model_dump() == {
         "steps": 2000, "batch_tokens": 4096, "learning_rate": "auto", "objective": "block", "inputs": "student",
+        "dtype": "auto",
     }  # fmt: skip
     assert r.finetune.model_dump() == {
         "steps": 1000, "batch_tokens": 4096, "learning_rate": "auto", "train": "all", "temperature": 1.0,
+        "dtype": "auto",
     }  # fmt: skip
     assert r.pack.model_dump() == {"table_dtype": "int8", "rest": "keep"}
     assert r.eval.model_dump() == {"data": None, "tasks": ()}

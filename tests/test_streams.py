@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from compress.distill.activations import Tap, observe
+from compress.padding import RealRows
 from compress.sites import find_sites
 from compress.streams import accepted, answer_stream, real_tokens, shortened, stream_of
 
@@ -96,7 +97,7 @@ def test_padding_is_kept_out_of_what_a_site_learns_from() -> None:
     for inputs in (batch, other):
         with torch.no_grad(), observe(model, taps) as traces:
             model(**inputs)
-        recorded.append([traces[tap.site.name].rows(model, inputs, tap.stream)[0] for tap in taps])
+        recorded.append([traces[tap.site.name].rows(RealRows(model, inputs), tap.stream)[0] for tap in taps])
     assert [rows.shape[0] for rows in recorded[0]] == [9, 9, 6, 6]
     for first, second in zip(*recorded, strict=True):
         torch.testing.assert_close(first, second)
@@ -110,4 +111,4 @@ def test_a_sequence_that_is_fed_in_chunks_keeps_its_mask() -> None:
     with torch.no_grad(), observe(model, [tap]) as traces:
         model(**batch)
     assert len(traces[tap.site.name].x) == 2
-    assert traces[tap.site.name].rows(model, batch, "main")[0].shape[0] == int(mask.sum())
+    assert traces[tap.site.name].rows(RealRows(model, batch), "main")[0].shape[0] == int(mask.sum())

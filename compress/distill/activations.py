@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import upload
 from ..errors import DataError
+from ..padding import RealRows
 from ..sites import Site, listed
-from ..streams import Stream, accepted, real_tokens
+from ..streams import Stream, accepted
 from ..students import PackedStudent, Student
 
 
@@ -33,30 +35,14 @@ class Trace:
     y: list[Tensor] = field(default_factory=list)
     behind: list[Tensor] = field(default_factory=list)
 
-    def rows(self, model: nn.Module, batch: Mapping[str, Tensor], stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N, d_in], y and behind [N, d_out] over all calls, without the padding that `batch` has in `stream`."""
-        behind = self.behind or self.y
-        size = next(iter(batch.values())).shape[0]
+    def rows(self, real: RealRows, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
+        """x [N, d_in], y and behind [N, d_out] over all calls, without the padding of a stream."""
+        x, y = (torch.cat(real.pick(parts, stream)).float() for parts in (self.x, self.y))
+        return x, y, self.rows_behind(real, stream)
 
-        def join(parts: list[Tensor]) -> Tensor:
-            flat = [part.reshape(-1, part.shape[-1]) for part in parts]
-            keeps = _kept(model, batch, stream, [part.shape[0] // size for part in flat])
-            kept = [part if keep is None else part[keep] for part, keep in zip(flat, keeps, strict=True)]
-            return torch.cat(kept).float()
-
-        return join(self.x), join(self.y), join(behind)
-
-
-def _kept(
-    model: nn.Module, batch: Mapping[str, Tensor], stream: Stream, positions: Sequence[int]
-) -> list[Tensor | None]:
-    """Which rows [B * T] of each call are no padding; several calls may share a sequence out."""
-    if len(positions) > 1 and (whole := real_tokens(model, batch, stream, sum(positions))) is not None:
-        masks = [batch.get(name) for name in ("attention_mask", "decoder_attention_mask")]
-        if any(mask is not None and mask.shape == whole.shape for mask in masks):
-            return [part.reshape(-1) for part in whole.split(list(positions), dim=1)]
-    found = [real_tokens(model, batch, stream, count) for count in positions]
-    return [None if mask is None else mask.reshape(-1) for mask in found]
+    def rows_behind(self, real: RealRows, stream: Stream) -> Tensor:
+        """Inputs of the norm behind the site, or its outputs where there is none, [N, d_out] as in `rows`."""
+        return torch.cat(real.pick(self.behind or self.y, stream)).float()
 
 
 class _PassedLastTap(Exception):
@@ -133,6 +119,7 @@ class Activations:
 
     def rows(self, index: Tensor) -> Activations:
         """A selection of tokens."""
+        index = upload(index, self.x.device)
         return Activations(self.x[index], self.residual[index], self.goal[index])
 
 
@@ -143,11 +130,12 @@ def record_batch(dense: nn.Module, converted: nn.Module | None, tap: Tap, batch:
     Inputs come from the converted prefix, or from the dense model where `converted` is None; goals always from the
     dense model.
     """
-    batch = {key: value.to(_device(dense)) for key, value in batch.items()}
-    x, y, goal = forward_to(dense, tap, batch).rows(dense, batch, tap.stream)
+    real = RealRows(dense, batch)
+    batch = {key: upload(value, _device(dense)) for key, value in batch.items()}
+    x, y, goal = forward_to(dense, tap, batch).rows(real, tap.stream)
     behind = goal
     if converted is not None:
-        x, y, behind = forward_to(converted, tap, batch).rows(dense, batch, tap.stream)
+        x, y, behind = forward_to(converted, tap, batch).rows(real, tap.stream)
     return Activations(x, behind - y if tap.norm is not None else torch.zeros_like(y), goal)
 
 

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Split
+from ..devices import autocast, upload
+from ..padding import RealRows
 from ..recipe import FinetuneSettings
 from ..streams import accepted
 from ..students import Student
 from ..tasks import Task
 from .activations import Tap, Trace, observe
-from .divergence import RESTARTS, SMALLER, Diverged, diverged
+from .divergence import RESTARTS, SMALLER, Diverged, Errors, diverged
 from .objectives import hidden_error, output_error
 from .optimisation import (
     AUTO_LEARNING_RATE,
@@ -67,6 +69,7 @@ class EndToEnd:
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.schedule = Schedule(self.optimiser, settings.steps)
         self.every = max(1, settings.steps // EVALUATIONS)
+        self.errors = Errors()
         self.step, self.restarts = 0, 0
         self.before: float | None = None  # held-out error where training starts
         self._mark()
@@ -79,43 +82,50 @@ class EndToEnd:
                 if "norm" in type(module).__name__.lower():
                     yield from module.parameters(recurse=False)
 
-    def error(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean hidden error behind the sites plus the output's error, for one batch."""
-        batch = {key: value.to(self.device) for key, value in batch.items()}
-        with torch.no_grad(), observe(self.dense, self.taps) as wanted:
-            teacher = self.dense(**accepted(self.dense, batch))
-        with observe(self.converted, self.taps) as traces:
-            student = self.converted(**accepted(self.dense, batch))
-        hidden = [self._behind(tap, traces[tap.site.name], wanted[tap.site.name], batch) for tap in self.taps]
-        output = output_error(self.task, self.dense, batch, student, teacher, self.settings.temperature)
+    def error(self, batch: dict[str, Tensor], dtype: str = "float32") -> Tensor:
+        """Mean hidden error behind the sites plus the output's error, for one batch of the host.
+
+        dtype: of the models' matrix products, as `autocast` takes it.
+        """
+        real = RealRows(self.dense, batch)
+        batch = accepted(self.dense, {key: upload(value, self.device) for key, value in batch.items()})
+        with autocast(self.device, dtype):
+            with torch.no_grad(), observe(self.dense, self.taps) as wanted:
+                teacher = self.dense(**batch)
+            with observe(self.converted, self.taps) as traces:
+                student = self.converted(**batch)
+        hidden = [self._behind(tap, traces[tap.site.name], wanted[tap.site.name], real) for tap in self.taps]
+        output = output_error(self.task, real, student, teacher, self.settings.temperature)
         return torch.stack(hidden).mean() + output
 
-    def _behind(self, tap: Tap, student: Trace, teacher: Trace, batch: dict[str, Tensor]) -> Tensor:
-        ours, theirs = (trace.rows(self.dense, batch, tap.stream)[2] for trace in (student, teacher))
+    def _behind(self, tap: Tap, student: Trace, teacher: Trace, real: RealRows) -> Tensor:
+        ours, theirs = (trace.rows_behind(real, tap.stream) for trace in (student, teacher))
         if tap.norm is None:
             return hidden_error(ours, theirs)
         return hidden_error(self.converted.get_submodule(tap.norm)(ours), self.dense.get_submodule(tap.norm)(theirs))
 
-    def train_step(self, batch: dict[str, Tensor]) -> float:
-        """One optimiser step on one batch; returns its error. Raises Diverged, in the last good state."""
+    def train_step(self, batch: dict[str, Tensor]) -> float | None:
+        """One optimiser step on one batch; returns its error where it is read. Raises Diverged, in a good state."""
         assert self.before is not None
         self.schedule.set(self.step)
         self.optimiser.zero_grad()
-        loss = self.error(batch)
-        error = float(loss.detach())
-        if not diverged(error, self.before):
+        loss = self.error(batch, self.settings.dtype)
+        marking = (self.step + 1) % self.every == 0 or self.step + 1 == self.settings.steps
+        errors = self.errors.read(loss, now=marking)
+        bad = next((error for error in errors if diverged(error, self.before)), None)
+        if bad is None:
             loss.backward()
             clip(self.parameters, _CLIP)
             self.optimiser.step()
             self.step += 1
-            if self.step % self.every and self.step != self.settings.steps:
-                return error
+            if not marking:
+                return errors[-1] if errors else None
             if all(bool(p.isfinite().all()) for p in self.parameters):
                 self._mark()
-                return error
-            error = float("nan")
-        self._restart(error)
-        return error
+                return errors[-1]
+            bad = float("nan")
+        self._restart(bad)
+        return bad
 
     @torch.no_grad()
     def _mark(self) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ..data import Corpus
 from ..dense import DenseWeights
+from ..devices import autocast
 from ..lookup.fit import TABLE_STEPS, SiteData
 from ..recipe import DistillSettings, FitSettings
 from ..students import Student, fit
 from .activations import Activations, Tap
-from .divergence import RESTARTS, SMALLER, Diverged, diverged
+from .divergence import RESTARTS, SMALLER, Diverged, Errors, diverged
 from .objectives import BehindNorm
 from .optimisation import AUTO_LEARNING_RATE, Schedule, adam, clip, moments, restore_moments, student_groups
 from .progress import Progress
@@ -109,12 +110,12 @@ class SiteDistiller:
 
     def run(
         self, student: Student, dense_weights: DenseWeights,
-        told: Callable[[int, float], None] = lambda step, error: None,
+        told: Callable[[int, float | None], None] = lambda step, error: None,
     ) -> Distilled:  # fmt: skip
         """Fit, then train on `distill.steps` mini-batches; `student` ends in the state best on held-out tokens.
 
-        `told` hears each step and its training error. Raises Diverged where the error is no number or explodes, and
-        does so again from the best state with smaller steps.
+        `told` hears each step, and its training error where that is read. Where the error is no number or explodes,
+        training begins again from the best state with smaller steps; raises Diverged where that does not help.
         """
         training = self._training(student, dense_weights)
         chunk: range | None = None
@@ -127,12 +128,17 @@ class SiteDistiller:
                 self.beginning, self.ends = None, [0]
                 visits = _Visits(len(data), self.settings.batch_tokens, self.seed * 7919 + chunk.start)
             rows = data.rows(visits.batch(training.step - part.start))
-            error = training.train_step(lambda: self.objective(student(rows.x), rows))  # noqa: B023  # called at once
+            error = training.train_step(lambda: self._error(student, rows))  # noqa: B023  # called at once
             told(training.step, error)
             if training.step < self.settings.steps and self.progress.due():
                 self.progress.keep(_STATE, *training.state())
         student.load_state_dict(training.best)
         return Distilled(training.fitted, training.best_error, training.restarts)
+
+    def _error(self, student: Student, rows: Activations) -> Tensor:
+        with autocast(rows.x.device, self.settings.dtype):
+            answer = student(rows.x)
+        return self.objective(answer, rows)
 
     def _training(self, student: Student, dense_weights: DenseWeights) -> _Training:
         rate = self.settings.learning_rate
@@ -209,6 +215,7 @@ class _Training:
         self.student, self.distiller, self.peaks, self.fitted = student, distiller, peaks, fitted
         self.steps = distiller.settings.steps
         self.every = max(1, self.steps // EVALUATIONS)
+        self.errors = Errors()
         self.step, self.restarts = 0, 0
         self.best_step, self.best_error, self.best = 0, fitted, copy.deepcopy(student.state_dict())
         self._start()
@@ -219,28 +226,33 @@ class _Training:
         self.schedule = Schedule(self.optimiser, self.steps)
         self.schedule.factor = SMALLER**self.restarts
 
-    def train_step(self, compute: Callable[[], Tensor]) -> float:
-        """One step, and the held-out error where it is its turn; back to the best state where the error diverges."""
+    def train_step(self, compute: Callable[[], Tensor]) -> float | None:
+        """One step, and the held-out error where it is its turn; back to the best state where the error diverges.
+
+        Returns the error of the step where it is read.
+        """
         self.schedule.set(self.step)
         self.optimiser.zero_grad()
         loss = compute()
-        error = float(loss.detach())
-        if not diverged(error, self.fitted):
+        evaluating = (self.step + 1) % self.every == 0 or self.step + 1 == self.steps
+        errors = self.errors.read(loss, now=evaluating)
+        bad = next((error for error in errors if diverged(error, self.fitted)), None)
+        if bad is None:
             loss.backward()
             clip(self.student.parameters(), _CLIP)
             self.optimiser.step()
             self.step += 1
-            if self.step % self.every and self.step != self.steps:
-                return error
+            if not evaluating:
+                return errors[-1] if errors else None
             error_now = self.distiller.held_out_error(self.student)
             if not diverged(error_now, self.fitted):
                 if error_now < self.best_error:
                     self.best_step, self.best_error = self.step, error_now
                     self.best = copy.deepcopy(self.student.state_dict())
-                return error
-            error = error_now
-        self._restart(error)
-        return error
+                return errors[-1]
+            bad = error_now
+        self._restart(bad)
+        return bad
 
     def _restart(self, error: float) -> None:
         if self.restarts == RESTARTS:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..devices import upload
 from ..errors import ModelError
-from ..streams import accepted, answer_stream, real_tokens
+from ..padding import RealRows
+from ..streams import accepted, answer_stream
 from ..tasks import HEADS, Task
 from .activations import Activations
 
@@ -84,41 +86,38 @@ def embedding_error(student: Tensor, teacher: Tensor) -> Tensor:
     return (1.0 - cosine).mean() + similarities
 
 
-def output_error(
-    task: Task, dense: nn.Module, batch: Mapping[str, Tensor], student: Any, teacher: Any, temperature: float
-) -> Tensor:
+def output_error(task: Task, real: RealRows, student: Any, teacher: Any, temperature: float) -> Tensor:
     """The error of the model's own output against the teacher's, padding left out: what it is depends on the task.
 
     Logits: divergence.  A base model: the pooled embedding.  Other heads: squared error of every tensor they give.
     """
     answer = HEADS[task].answer
     if answer == "embedding":
-        hidden, wanted = student.last_hidden_state, teacher.last_hidden_state
-        keep = real_tokens(dense, batch, "main", hidden.shape[1])
+        hidden, wanted = student.last_hidden_state.float(), teacher.last_hidden_state.float()
+        keep = _keep(real, hidden)
         return embedding_error(mean_pool(hidden, keep), mean_pool(wanted, keep))
     if answer == "any":
-        return outputs_error(dense, batch, student, teacher)
+        return outputs_error(real, student, teacher)
     if answer == "span":
-        keep = real_tokens(dense, batch, "main", teacher.start_logits.shape[1])
+        keep = _keep(real, teacher.start_logits)
         pairs = [(student.start_logits, teacher.start_logits), (student.end_logits, teacher.end_logits)]
         return torch.stack(
             [logits_divergence(_hidden(ours, keep), _hidden(theirs, keep), temperature) for ours, theirs in pairs]
         ).sum()
     logits, wanted = student.logits, teacher.logits
     if logits.dim() == 3:
-        keep = real_tokens(dense, batch, answer_stream(dense), logits.shape[1])
-        rows = slice(None) if keep is None else keep.reshape(-1)
-        logits, wanted = (part.reshape(-1, part.shape[-1])[rows] for part in (logits, wanted))
+        logits, wanted = (real.pick([part], answer_stream(real.model))[0] for part in (logits, wanted))
     return logits_divergence(logits, wanted, temperature)
 
 
-def outputs_error(dense: nn.Module, batch: Mapping[str, Tensor], student: Any, teacher: Any) -> Tensor:
+def outputs_error(real: RealRows, student: Any, teacher: Any) -> Tensor:
     """Squared error of each tensor that a head gives, relative to its mean square, summed over them."""
     errors = []
     for name, wanted in float_outputs(teacher).items():
-        ours, theirs = (_real_rows(dense, batch, part) for part in (student[name], wanted))
+        ours, theirs = (real.pick_alike(part).float() for part in (student[name], wanted))
         usable = torch.isfinite(theirs)  # what a head rules out by an infinity is no number to come near to
-        errors.append((ours - theirs)[usable].square().mean() / theirs[usable].square().mean().clamp_min(1e-12))
+        ours, theirs = (part.masked_fill(~usable, 0.0) for part in (ours, theirs))
+        errors.append((ours - theirs).square().sum() / theirs.square().sum().clamp_min(1e-12))
     return torch.stack(errors).sum()
 
 
@@ -154,13 +153,10 @@ def float_outputs(output: Any) -> dict[str, Tensor]:
     }
 
 
-def _real_rows(dense: nn.Module, batch: Mapping[str, Tensor], output: Tensor) -> Tensor:
-    """Rows of hidden states [B, T, C] that are no padding; other outputs as they are."""
-    for name in ("decoder_attention_mask", "attention_mask"):
-        mask = batch.get(name)
-        if mask is not None and output.dim() == 3 and mask.shape == output.shape[:2]:
-            return output[mask.bool()]
-    return output
+def _keep(real: RealRows, output: Tensor) -> Tensor | None:
+    """Which positions of an output [B, T, ...] are no padding, where it is; None: all."""
+    mask = real.mask("main", output.shape[1])
+    return None if mask is None else upload(mask, output.device)
 
 
 def _hidden(logits: Tensor, keep: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ class Steps:
         self.name, self.total, self.unit = name, total, unit
         self.bar = tqdm(total=total, initial=begun, desc=name, unit=unit, disable=None)
         self.last: tuple[float, int] | None = None  # when a line was due last, and how many were done
+        self.error: float | None = None  # the last one that was told
 
     def __enter__(self) -> Steps:
         return self
@@ -24,7 +25,8 @@ class Steps:
         self.bar.close()
 
     def tell(self, done: int, error: float | None = None) -> None:
-        """Say that `done` of all units are done, the last one with an error."""
+        """Say that `done` of all units are done, the last one with an error where that is known."""
+        self.error = self.error if error is None else error
         if not self.bar.disable:
             if error is not None:
                 self.bar.set_postfix(error=f"{error:.4f}", refresh=False)
@@ -40,6 +42,6 @@ class Steps:
         left = (now - since) / (done - before) * (self.total - done)
         tqdm.write(
             f"{self.name}: {self.unit} {done} of {self.total}"
-            + (f", error {error:.4f}" if error is not None else "")
+            + (f", error {self.error:.4f}" if self.error is not None else "")
             + f", about {tqdm.format_interval(left)} left"
         )

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..dense import ACTIVATIONS
 from ..distill.activations import Tap, observe
+from ..padding import RealRows
 from ..sites import Site, site_weights
 from ..streams import answer_stream, stream_of
 from . import variants
@@ -152,7 +153,7 @@ def _record(dense: nn.Module, sites: Sequence[Site], pool: Pool) -> tuple[list[T
         with observe(dense, taps) as traces:
             dense(**inputs)
         for tap, part in zip(taps, parts, strict=True):
-            part.append(traces[tap.site.name].rows(dense, inputs, tap.stream)[0])
+            part.append(traces[tap.site.name].rows(RealRows(dense, inputs), tap.stream)[0])
         positions = [part[0].shape[0] // _RECORDED_AT_ONCE for part in parts]
         count, step = count + max(part[-1].shape[0] for part in parts), step + 1
     return [torch.cat(part) for part in parts], positions

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data import EvalBatch
 from ..distill.objectives import float_outputs, outputs_error
+from ..padding import RealRows
 from .embeddings import run
 
 
@@ -21,7 +22,8 @@ class Outputs:
         """Take a batch's outputs of both models."""
         theirs, ours = (run(model, batch.inputs) for model in (dense, compressed))
         count = len(batch.rows)
-        self.errors.append(count * float(outputs_error(dense, batch.inputs, ours, theirs)) / len(float_outputs(theirs)))
+        error = float(outputs_error(RealRows(dense, batch.inputs), ours, theirs))
+        self.errors.append(count * error / len(float_outputs(theirs)))
         self.examples += count
 
     def quality(self, task: str) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..distill.activations import Activations, Tap, observe
 from ..distill.objectives import BehindNorm
+from ..padding import RealRows
 from ..sites import Site
 from ..streams import accepted, stream_of
 
@@ -48,7 +49,7 @@ def _errors(
     for batch in tqdm(batches, desc="errors per site", unit=" batches", disable=None, delay=2):
         if all(count >= limit for count in seen.values()):
             break
-        inputs = accepted(dense, batch)
+        real, inputs = RealRows(dense, batch), accepted(dense, batch)
         with observe(dense, taps, stop=True) as wanted:
             dense(**inputs)
         with observe(compressed, answers, stop=True) as answered:
@@ -57,8 +58,8 @@ def _errors(
         for tap in taps:
             if seen[tap.stream] >= limit:
                 continue
-            goal = wanted[tap.site.name].rows(dense, batch, tap.stream)[2]  # [N, d_out]
-            _, y, behind = answered[tap.site.name].rows(dense, batch, tap.stream)
+            goal = wanted[tap.site.name].rows_behind(real, tap.stream)  # [N, d_out]
+            _, y, behind = answered[tap.site.name].rows(real, tap.stream)
             residual = behind - y if tap.norm is not None else torch.zeros_like(y)
             recorded[tap.site.name].append((y, residual, goal))
             new[tap.stream] = y.shape[0]

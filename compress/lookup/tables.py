@@ -28,4 +28,7 @@ def read_tables(tables: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
 
     tables [H, 2^t, d_out], codes int32 [N, H, C], weights [N, H, C] for C cells a table -> [N, d_out].
     """
-    return _ReadTables.apply(tables, codes.contiguous(), weights.contiguous())
+    codes, weights = codes.contiguous(), weights.contiguous()
+    if tables.device.type == "cpu" and kernels.available():
+        return _ReadTables.apply(tables, codes, weights)
+    return kernels.gather(tables, codes, weights)  # PyTorch's own, which has a gradient

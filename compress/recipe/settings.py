@@ -45,6 +45,7 @@ Count = Annotated[Whole, Ge(0)]
 Positive = Annotated[Whole, Ge(1)]
 PositiveNumber = Annotated[float, Gt(0)]
 Auto = Literal["auto"]
+TrainingDtype = Literal["auto", "float32", "bfloat16"]  # of matrix products; auto: bfloat16 on CUDA alone
 Names = Annotated[tuple[str, ...], BeforeValidator(to_tuple)]
 
 
@@ -150,6 +151,7 @@ class DistillSettings(Section):
     learning_rate: PositiveNumber | Auto = "auto"
     objective: Literal["block", "output"] = "block"
     inputs: Literal["student", "teacher"] = "student"
+    dtype: TrainingDtype = "auto"
 
 
 class FinetuneSettings(Section):
@@ -160,6 +162,7 @@ class FinetuneSettings(Section):
     learning_rate: PositiveNumber | Auto = "auto"
     train: Literal["lookup", "norms", "all"] = "all"
     temperature: PositiveNumber = 1.0
+    dtype: TrainingDtype = "auto"
 
 
 class PackSettings(Section):

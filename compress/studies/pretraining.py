@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..baselines.costs import costs
 from ..baselines.slide import SlideFFN
+from ..devices import choose_device
 from ..errors import CompressError, RecipeError
 from ..evaluate.setting import processor
 from ..evaluate.wording import bytes_text, count_text, counted
@@ -45,7 +46,7 @@ class Pretraining:
         if threads is not None:
             torch.set_num_threads(threads)
         self.study = study
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = choose_device(device)
         self.text = load_masked_text(study.data)
         self.systems: dict[str, tuple[SystemCell, int]] = {}
         self.cells: list[Cell] = []

@@ -15,6 +15,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ..baselines.vanilla import VanillaFFN
+from ..devices import autocast
 from ..distill.optimisation import Schedule, clip, moments, restore_moments
 from ..distill.progress import save_tensors
 from ..distill.stopped import Stopped
@@ -98,7 +99,7 @@ def train(
             wanted = blocks.gather(1, positions)
             inputs, positions, wanted = (part.to(device) for part in (inputs, positions, wanted))
             schedule.set(step)
-            with _autocast(device, settings):
+            with autocast(torch.device(device), settings.dtype):
                 logits = masked_logits(model, inputs, positions)
             loss = functional.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten())
             optimiser.zero_grad(set_to_none=True)
@@ -160,10 +161,6 @@ def _restore(model: nn.Module, optimiser: torch.optim.Optimizer, file: Path) -> 
 def forget_state(folder: Path) -> None:
     """Remove what was kept of a training that is done."""
     (folder / _STATE).unlink(missing_ok=True)
-
-
-def _autocast(device: str, settings: TrainingSettings) -> Any:
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.dtype == "bfloat16")
 
 
 @torch.no_grad()

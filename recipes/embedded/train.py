@@ -87,16 +87,17 @@ class Windows:
         return torch.from_numpy(np.stack(windows))
 
 
-def new_model(vocabulary: int, end_of_text: int) -> LlamaForCausalLM:
-    """Build the untrained model."""
+def new_model(vocabulary: int, end_of_text: int, hidden: int) -> LlamaForCausalLM:
+    """Build the untrained model of a width."""
+    heads = max(1, hidden // 64)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=256,
-            intermediate_size=1024,
+            hidden_size=hidden,
+            intermediate_size=4 * hidden,
             num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
             max_position_embeddings=SEQUENCE_LENGTH,
             tie_word_embeddings=True,
             bos_token_id=end_of_text,
@@ -127,12 +128,14 @@ def loss_function(model: LlamaForCausalLM, compiled: bool) -> Callable[[torch.Te
 
 
 @torch.no_grad()
-def held_out_loss(loss: Callable[[torch.Tensor], torch.Tensor], documents: list[np.ndarray], batch: int) -> float:
+def held_out_loss(
+    loss: Callable[[torch.Tensor], torch.Tensor], documents: list[np.ndarray], batch: int, device: str
+) -> float:
     """Measure the loss (nats a token) on windows spread evenly over the held-out documents."""
     stream = np.concatenate(documents)
     starts = np.linspace(0, len(stream) - SEQUENCE_LENGTH - 1, 4 * batch).astype(int)
     windows = torch.from_numpy(np.stack([stream[start : start + SEQUENCE_LENGTH + 1] for start in starts]))
-    return float(np.mean([loss(part).item() for part in windows.split(batch)]))
+    return float(np.mean([loss(part.to(device)).item() for part in windows.split(batch)]))
 
 
 def schedule(step: int, steps: int, warmup: int, decay: int) -> float:
@@ -152,14 +155,15 @@ def train(arguments: argparse.Namespace) -> None:
     decay = int(arguments.decay * arguments.steps)
     stream = Windows(documents, arguments.seed)
 
-    model = new_model(len(tokenizer), tokenizer.eos_token_id)
+    model = new_model(len(tokenizer), tokenizer.eos_token_id, arguments.hidden)
+    torch.nn.Module.to(model, arguments.device)
     optimizers = optimizers_for(model, arguments.learning_rate)
     loss = loss_function(model, arguments.compile)
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.out / "training.pt"
     first = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint)
+        state = torch.load(checkpoint, map_location=arguments.device)
         first = state["step"]
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -172,7 +176,7 @@ def train(arguments: argparse.Namespace) -> None:
         if step < first:  # the stream is drawn in order, so that a resumed run sees what an unbroken one would
             continue
         model.train()
-        value = loss(windows)
+        value = loss(windows.to(arguments.device))
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -181,14 +185,16 @@ def train(arguments: argparse.Namespace) -> None:
                 group["lr"] = arguments.learning_rate * factor
             optimizer.step()
             optimizer.zero_grad()
-        running = value.item() if math.isnan(running) else 0.95 * running + 0.05 * value.item()
         done = step + 1
         if done % 20 == 0:
+            running = value.item() if math.isnan(running) else 0.5 * running + 0.5 * value.item()
             speed = (done - first) * batch * SEQUENCE_LENGTH / (time.monotonic() - started)
             print(f"step {done}/{arguments.steps}  loss {running:.4f}  {speed:,.0f} tokens/s", flush=True)
         if done % arguments.save_every == 0 or done == arguments.steps:
             model.eval()
-            print(f"step {done}  held-out loss {held_out_loss(loss, held_out, batch):.4f}", flush=True)
+            print(
+                f"step {done}  held-out loss {held_out_loss(loss, held_out, batch, arguments.device):.4f}", flush=True
+            )
             states = [optimizer.state_dict() for optimizer in optimizers]
             partial = checkpoint.with_suffix(".partial")
             torch.save({"step": done, "model": model.state_dict(), "optimizers": states}, partial)
@@ -210,6 +216,8 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=50, help="steps of rising learning rate")
     parser.add_argument("--decay", type=float, default=0.5, help="share of the steps in which the learning rate falls")
     parser.add_argument("--vocabulary", type=int, default=2048)
+    parser.add_argument("--hidden", type=int, default=256, help="width, a multiple of 64; its FFNs are four times that")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=250)
