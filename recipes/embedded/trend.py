@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from compress.recipes.embedded.corpus import collect, join
+
 from compress.durable import replace_text
 from compress.recipe import load_recipe
 from compress.studies import load_study
@@ -28,6 +30,8 @@ from compress.studies.settings import ConversionStudy
 from compress.studies.tables import Column, to_csv, to_markdown
 
 FILE = "loss-over-width.png"
+TRAIN, HELD_OUT = "train.txt", "heldout.txt"
+SYSTEMS = ["LookupFFN", "pruned-neurons-and-a-low-rank-path", "low-rank-factors"]
 
 
 def train_teacher(width: int, arguments: argparse.Namespace) -> Path:
@@ -42,13 +46,26 @@ def train_teacher(width: int, arguments: argparse.Namespace) -> Path:
     return folder
 
 
+def write_text(folder: Path, share: float) -> None:
+    """Write what is distilled on and what is measured on: of each held-out module, the first `share`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = collect()
+    held_out = [replace(module, text=module.text[: round(share * len(module.text))]) for module in corpus.held_out]
+    for name, modules in ((TRAIN, corpus.train), (HELD_OUT, held_out)):
+        replace_text(folder / name, join(modules))
+
+
 def conversions(width: int, arguments: argparse.Namespace) -> Conversions:
     """All conversions of one teacher."""
     study = load_study("frontier")
     assert isinstance(study, ConversionStudy)
-    common = [f"finetune.steps={arguments.steps}", f"finetune.batch_tokens={arguments.batch_tokens}"]
+    train, held_out = (Path(arguments.out) / "text" / name for name in (TRAIN, HELD_OUT))
+    common = [
+        f"finetune.steps={arguments.steps}", f"finetune.batch_tokens={arguments.batch_tokens}",
+        f"data.path={json.dumps(str(train))}", f"eval.data={json.dumps(str(held_out))}",
+    ]  # fmt: skip
     wanted = []
-    for system in study.systems:
+    for system in [system for system in study.systems if system.name in arguments.systems]:
         for budget in arguments.budgets:
             changes = {**system.set, "lookup.budget": budget}
             overrides = [*common, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
@@ -57,8 +74,7 @@ def conversions(width: int, arguments: argparse.Namespace) -> Conversions:
             wanted.append(Wanted(name, f"{system.name} at {budget:g}", f"{system.name} at {budget:g}", recipe))
     teacher = Path(arguments.out) / "teachers" / str(width)
     return Conversions(
-        str(teacher), wanted, f"# Width {width}", library_text=True, device=arguments.device,
-        threads=arguments.threads,
+        str(teacher), wanted, f"# Width {width}", device=arguments.device, threads=arguments.threads
     )  # fmt: skip
 
 
@@ -100,10 +116,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256, 384, 768], help="multiples of 64")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.125, 0.25])
+    parser.add_argument("--systems", nargs="+", default=SYSTEMS, help="of the study `frontier`")
     parser.add_argument("--teacher-steps", type=int, default=1300)
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="of the teachers")
     parser.add_argument("--steps", type=int, default=1000, help="of each conversion")
     parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--held-out-share", type=float, default=1.0, help="of the held-out text that is measured on")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
     parser.add_argument("--threads", type=int, default=2, help="of each process")
@@ -113,6 +131,7 @@ def main() -> None:
         convert(arguments)
         return
     (arguments.out / "teachers").mkdir(parents=True, exist_ok=True)
+    write_text(arguments.out / "text", arguments.held_out_share)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda width: train_teacher(width, arguments), arguments.widths))
     if arguments.jobs > 1:
