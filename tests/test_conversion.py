@@ -93,6 +93,20 @@ def test_every_family_converts_and_loads_elsewhere(work: Path, tmp_path: Path, f
     assert resume(out) is None  # finished: nothing left to do
 
 
+def test_training_in_bfloat16_ends_near_that_in_float32(work: Path, tmp_path: Path) -> None:
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        steps = ("distill.steps=40", "finetune.steps=40")
+        run(work, "llama", out, *steps, f"distill.dtype={dtype}", f"finetune.dtype={dtype}")
+        units = Job.open(out).journal["units"]
+        found.append((units["finetune"]["before"], units["finetune"]["after"]))
+    (before, after), narrow = found
+    assert after < before
+    assert narrow != found[0]
+    assert narrow == pytest.approx(found[0], rel=0.05)
+
+
 def test_a_plan_says_that_the_data_bounds_its_tables(work: Path, tmp_path: Path) -> None:
     plans = []
     for tables in ("auto", "3"):
