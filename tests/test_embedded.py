@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compress.recipes.embedded import baseline, corpus
+from compress.recipes.embedded import baseline, corpus, trend
 from compress.recipes.embedded.corpus import END_OF_TEXT, collect, is_held_out, unit_of, write_split
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compress.studies.results import Point
 
 MODEL = Path(str(files("compress.recipes.embedded"))) / "model"
 
@@ -134,3 +136,42 @@ def test_5_gram_probabilities_sum_to_one_and_follow_witten_bell():
     # Order one by hand: 9 + 9 + 3 + 3 + 3 bytes of 5 kinds.
     expected = -math.log2((9 + 5 / 256) / (27 + 5))
     assert math.isclose(baseline.ngram_bits(train, b"a", order=1), expected)
+
+
+def test_the_trend_measures_on_the_beginnings_of_held_out_modules(tmp_path, split, monkeypatch):
+    monkeypatch.setattr(trend, "collect", lambda: split)
+    trend.write_text(tmp_path, 0.1)
+    train, held_out = ((tmp_path / name).read_text() for name in (trend.TRAIN, trend.HELD_OUT))
+    assert train == corpus.join(split.train)
+    parts = held_out.split(END_OF_TEXT)[:-1]
+    assert len(parts) == len(split.held_out)
+    for part, module in zip(parts, split.held_out, strict=True):
+        assert module.text.startswith(part)
+        assert len(part) == round(0.1 * len(module.text))
+
+
+def test_the_trend_draws_losses_over_the_width(tmp_path):
+    points = [
+        Point(f"{width}: {system}", system, 1, {"width": width, "loss": loss, "loss_stderr": 0.01, "cost": 0.25})
+        for system, losses in (("LookupFFN at 0.25", (0.1, 0.05)), ("low-rank-factors at 0.25", (0.3, 0.2)))
+        for width, loss in zip((64, 128), losses, strict=True)
+    ]
+    table = trend.report(points, tmp_path)
+    assert "| 128: LookupFFN at 0.25 | 128 |" in table
+    assert "0.0500 ± 0.0100" in table
+    assert (tmp_path / "table.md").read_text() == table
+    assert (tmp_path / trend.FILE).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+def test_the_trend_runs_in_several_processes_and_goes_on(tmp_path):
+    command = [sys.executable, "-m", "compress.recipes.embedded.trend", "--out", str(tmp_path), "--widths", "64", "128"]
+    command += ["--budgets", "0.25", "--systems", "LookupFFN", "low-rank-factors", "--teacher-steps", "3"]
+    command += ["--steps", "3", "--batch-tokens", "512", "--jobs", "2", "--threads", "1", "--held-out-share", "0.05"]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in first.splitlines() if line.startswith(("| 64", "| 128"))]
+    names = [f"{width}: {system} at 0.25" for width in (128, 64) for system in ("LookupFFN", "low-rank-factors")]
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == names
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert [line for line in again.splitlines() if line in lines] == lines
