@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +22,6 @@ from compress.lookup import Geometry
 HERE = Path(__file__).parent / "fuzz"
 sys.path.insert(0, str(HERE))
 import targets  # noqa: E402
-
-SOURCES = sorted((HERE.parents[1] / "kernels").glob("[!_]*.c"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,17 +162,3 @@ def test_prepare_takes_only_what_fits(data: st.DataObject) -> None:
         return
     x = torch.full((data.draw(st.integers(0, 40)), g.d_in), data.draw(extremes))
     assert kernels.lookup_ffn(x, prepared, settings_).shape == (len(x), g.d_out)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not SOURCES or not shutil.which("gcc"), reason="no gcc, or the kernel's sources are not here")
-def test_the_kernel_s_corpus_under_the_sanitisers(tmp_path: Path) -> None:
-    flags = ["-O1", "-g", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-DREPLAY", "-I", str(SOURCES[0].parent)]
-    sanitisers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    program = str(tmp_path / "replay")
-    sources = [str(HERE / "kernel.c"), *map(str, SOURCES)]
-    subprocess.run(["gcc", *flags, *sanitisers, *sources, "-lm", "-o", program], check=True)
-    files = [str(path) for path in corpus("kernel")]
-    done = subprocess.run([program, *files], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(len(files))]

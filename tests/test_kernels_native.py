@@ -24,10 +24,9 @@ from compress.lookup.packed import rounded
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [str(path) for path in sorted((ROOT / "kernels").glob("*.c")) if not path.name.startswith("_")]
-BUILD = [
-    *("-O1", "-g", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-I", str(ROOT / "kernels")),
-    *(str(ROOT / "tests" / "native" / "forward.c"), *SOURCES, "-lm"),
-]
+FLAGS = ["-O1", "-g", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-I", str(ROOT / "kernels")]
+FORWARD, FUZZED = ROOT / "tests" / "native" / "forward.c", ROOT / "tests" / "fuzz" / "kernel.c"
+SANITISERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 # Inputs, outputs, a bias, tokens: widths that fill no panel, and work enough for a team by tokens and by outputs.
 LINEAR = [(48, 32, True, 5), (49, 33, True, 3), (1, 1, False, 7), (130, 1000, True, 3), (515, 77, False, 70)]
@@ -87,17 +86,39 @@ def linear_case(folder: Path, d_in: int, d_out: int, bias: bool, tokens: int) ->
     return str(path)
 
 
-def build(compiler: str, target: Path, *flags: str) -> str:
-    done = subprocess.run([compiler, *flags, *BUILD, "-o", str(target)], capture_output=True, text=True)
+def compile_with(compiler: str, *arguments: object) -> None:
+    done = subprocess.run([compiler, *FLAGS, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def build(compiler: str, target: Path, *arguments: object) -> str:
+    compile_with(compiler, *arguments, "-o", target, "-lm")
     return str(target)
 
 
-@pytest.mark.slow
-def test_sanitisers_find_nothing(cases, tmp_path):
+@pytest.fixture(scope="module")
+def sanitised(tmp_path_factory) -> list[object]:
+    """The kernel's objects with the sanitisers inside: most of what their programs take to build."""
     if not shutil.which("gcc"):
         pytest.skip("no gcc")
-    program = build("gcc", tmp_path / "forward", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    folder = tmp_path_factory.mktemp("sanitised")
+    for source in SOURCES:
+        compile_with("gcc", *SANITISERS, "-c", source, "-o", folder / f"{Path(source).stem}.o")
+    return [*SANITISERS, *folder.glob("*.o")]
+
+
+@pytest.mark.slow
+def test_the_fuzzers_corpus_is_clean_under_the_sanitisers(sanitised, tmp_path):
+    program = build("gcc", tmp_path / "replay", "-DREPLAY", FUZZED, *sanitised)
+    files = [str(path) for path in (FUZZED.parent / "corpus" / "kernel").iterdir()]
+    done = subprocess.run([program, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(len(files))]
+
+
+@pytest.mark.slow
+def test_sanitisers_find_nothing(cases, sanitised, tmp_path):
+    program = build("gcc", tmp_path / "forward", FORWARD, *sanitised)
     done = subprocess.run([program, *cases], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == LEVELS
@@ -108,7 +129,7 @@ def test_arm64_code_runs_emulated(cases, tmp_path):
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
     if not compiler or not emulator:
         pytest.skip("no cross-compiler for ARM64, or no emulator (Debian: gcc-aarch64-linux-gnu, qemu-user)")
-    program = build(compiler, tmp_path / "forward", "-static")
+    program = build(compiler, tmp_path / "forward", "-static", FORWARD, *SOURCES)
     done = subprocess.run([emulator, program, *cases], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["neon", "scalar"]
@@ -118,7 +139,7 @@ def test_arm64_code_runs_emulated(cases, tmp_path):
 def test_cost_grows_linearly_in_tokens_tables_and_outputs(tmp_path):
     if not shutil.which("gcc") or not shutil.which("valgrind"):
         pytest.skip("no gcc, or no valgrind to count instructions with")
-    program = build("gcc", tmp_path / "forward", "-O2")
+    program = build("gcc", tmp_path / "forward", "-O2", FORWARD, *SOURCES)
 
     def instructions(g: Geometry, tokens: int) -> int:
         x, unknown = torch.randn(tokens, g.d_in), torch.full((tokens, g.d_out), torch.nan)
