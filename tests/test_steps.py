@@ -36,6 +36,15 @@ def test_steps_that_are_taken_again_do_not_upset_it(clock, capsys):
     ]  # fmt: skip
 
 
+def test_the_rate_is_that_of_the_steps_told_of(clock):
+    with Steps("site", 100, begun=10) as told:
+        assert told.rate is None
+        for step in range(11, 31):
+            clock[0] += 0.5
+            told.tell(step)
+            assert told.rate is None if step == 11 else told.rate == 2.0
+
+
 def test_what_takes_less_than_a_minute_is_not_told(clock, capsys):
     with Steps("writing", 10, unit="example") as told:
         for count in range(1, 11):

@@ -87,6 +87,7 @@ class Stages:
                 return result
         tqdm.write(
             f"{site}: error {done.fitted:.4f} fitted" + (f", {done.distilled:.4f} distilled" if steps else "")
+            + _speed(told, self.recipe.distill.batch_tokens)
             + (f", begun again {done.restarts} times with smaller steps" if done.restarts else "")
         )  # fmt: skip
         result = {"fitted": done.fitted, "distilled": done.distilled, "scale": distiller.answer_scale}
@@ -137,6 +138,7 @@ class Stages:
         trained = trainer.trained() if after < before else {}
         tqdm.write(
             f"end to end: error {before:.4f} before, {after:.4f} after" + ("" if trained else ": not kept")
+            + _speed(told, batch_tokens)
             + (f"; training diverged: {note}" if note else "")
         )  # fmt: skip
         result: dict[str, Any] = {"before": before, "after": after, "kept": bool(trained)}
@@ -156,6 +158,10 @@ class Stages:
             self.converted.get_submodule(tap.site.entry).load_state_dict(state)
         for name, value in trained.items():
             parameters[name].copy_(value)
+
+
+def _speed(told: Steps, batch_tokens: int) -> str:
+    return "" if told.rate is None else f"; {told.rate * batch_tokens:,.0f} tokens a second"
 
 
 def stage_seed(seed: int, stage: str, site: str) -> int:

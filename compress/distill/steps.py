@@ -17,6 +17,7 @@ class Steps:
         self.bar = tqdm(total=total, initial=begun, desc=name, unit=unit, disable=None)
         self.last: tuple[float, int] | None = None  # when a line was due last, and how many were done
         self.error: float | None = None  # the last one that was told
+        self.told: list[tuple[float, int]] = []  # when the first units were told of and when the last, and how many
 
     def __enter__(self) -> Steps:
         return self
@@ -24,9 +25,18 @@ class Steps:
     def __exit__(self, *raised: object) -> None:
         self.bar.close()
 
+    @property
+    def rate(self) -> float | None:
+        """Units a second, from the first one told of to the last."""
+        if len(self.told) < 2 or self.told[1][1] <= self.told[0][1]:
+            return None
+        (begin, before), (end, done) = self.told
+        return (done - before) / max(1e-9, end - begin)
+
     def tell(self, done: int, error: float | None = None) -> None:
         """Say that `done` of all units are done, the last one with an error where that is known."""
         self.error = self.error if error is None else error
+        self.told = [*self.told[:1], (time.monotonic(), done)]
         if not self.bar.disable:
             if error is not None:
                 self.bar.set_postfix(error=f"{error:.4f}", refresh=False)
