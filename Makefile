@@ -44,10 +44,11 @@ reinstall:
 demo: install
 	$(BIN)/python -m compress.recipes.embedded.demo
 
+# Files are begun in the order of their names: by their number of tests, the slowest would be the last.
 # Other programs that load checkpoints take part where they are installed:
 #   $(BIN)/pip install sentence-transformers ".[eval]"
 test: install
-	COMPRESS_REQUIRE_KERNEL=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	COMPRESS_REQUIRE_KERNEL=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Other engines take part where they are installed: $(BIN)/pip install ".[bench]"
 bench: install

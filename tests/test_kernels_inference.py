@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernel_levels import LEVELS, using_level, using_threads
 from torch import Tensor
@@ -78,7 +78,7 @@ def rounded(x: Tensor, bits: int, clear: Tensor | None = None) -> Tensor:
     """x [N, k] in multiples of a token's largest / 127, with 8 bits; `clear` [N] falls with the distance to a tie."""
     if bits == 16:  # as good as float32
         return x
-    largest = x.abs().amax(1, keepdim=True)
+    largest = x.abs().amax(1, keepdim=True).clamp_min(1e-30)  # of neurons that are all off it is 0
     steps = x * (127 / largest)
     if clear is not None:  # where float32 may round to the other side
         nearness = ((steps - steps.floor()) - 0.5).abs().amin(1) / 20
@@ -200,6 +200,7 @@ def geometries(draw) -> Geometry:
     st.integers(0, 30),
     st.integers(0, 2**31),
 )
+@example(Geometry(1, 1, 0, 1, "hadamard", 1, 0, 1, False, "relu"), torch.float32, (torch.int8, 8), 1, 0)  # all off
 def test_any_geometry(g, table_dtype, weights, tokens, seed):
     weight_dtype, bits = weights
     params = make_params(g, table_dtype, weight_dtype, seed)
