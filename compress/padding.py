@@ -40,8 +40,11 @@ class RealRows:
         ]
 
     def pick_alike(self, output: Tensor) -> Tensor:
-        """The real rows of hidden states [B, T, C] that are as long as a mask of the batch; others as they are."""
-        for name in _MASKS:
+        """The real rows of hidden states [B, T, C] that are as long as a mask of the batch; others as they are.
+
+        Where both masks are, the decoder's counts: what a head answers last comes from there.
+        """
+        for name in reversed(_MASKS):
             mask = self.batch.get(name)
             if mask is not None and output.dim() == 3 and mask.shape == output.shape[:2]:
                 index = self._index(mask.bool(), output.device)

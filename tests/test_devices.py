@@ -96,6 +96,11 @@ def test_rows_are_those_that_the_mask_keeps(seed: int, size: int, length: int) -
     assert found is None or torch.equal(found, mask)
 
 
+def test_of_two_masks_as_long_the_decoder_s_counts() -> None:
+    masks = {"attention_mask": torch.tensor([[1, 1, 0]]), "decoder_attention_mask": torch.tensor([[1, 0, 0]])}
+    assert RealRows(nn.Identity(), masks).pick_alike(torch.randn(1, 3, 5)).shape == (1, 5)
+
+
 def test_without_padding_nothing_is_copied() -> None:
     batch = {"input_ids": torch.zeros(2, 3, dtype=torch.long), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
     hidden = torch.randn(2, 3, 5)

@@ -11,6 +11,7 @@ import torch
 from kernel_levels import LEVELS, using_level
 
 from compress import kernels
+from compress.lookup import LookupFFN
 from compress.lookup.geometry import Geometry
 
 needs_extension = pytest.mark.skipif(not LEVELS, reason="the native extension is not installed")
@@ -81,6 +82,22 @@ def test_without_the_extension_pytorch_works_and_one_warning_says_so():
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the native kernel is missing: PyTorch does its work") == 1
     assert "reinstall" in done.stderr
+
+
+@needs_extension
+@pytest.mark.parametrize("read", ["top1", "top2"])
+def test_without_the_extension_a_student_has_the_same_gradients(monkeypatch, read):
+    torch.manual_seed(0)
+    ffn, x = LookupFFN(16, 12, tables=5, bits=3, projection="hadamard", rank=8, read=read), torch.randn(40, 16)
+    found = []
+    for missing in (False, True):
+        if missing:
+            for name in ("_extension", "_extension_or_warning"):
+                monkeypatch.setattr(kernels, name, lambda: None)
+        ffn.zero_grad()
+        ffn(x).square().sum().backward()
+        found.append([parameter.grad for parameter in ffn.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_an_extension_that_is_required_must_be_there():
