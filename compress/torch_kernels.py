@@ -27,7 +27,7 @@ def gather_backward(grad_y: Tensor, tables: Tensor, codes: Tensor, weights: Tens
 
 
 def _flat_rows(codes: Tensor, rows: int) -> Tensor:
-    """Row numbers of codes [N, h, C] in tables laid one behind the other, [N, h * C]."""
+    """Row numbers of codes [N, H, C] in tables laid one behind the other, [N, H * C]."""
     first = torch.arange(codes.shape[1], device=codes.device).view(1, -1, 1) * rows
     return (codes.long() + first).flatten(1)
 
