@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from .baselines.factorised import FactorisedGeometry
 from .checkpoint.side_files import is_model_file
 from .distill.layerwise import CACHE_BYTES, HELD_OUT_TOKENS, VISITS
-from .distill.writing import CACHE_BYTES as WRITING_BYTES
-from .distill.writing import is_unwritten
+from .distill.writing import cache_bytes, is_unwritten
 from .evaluate.quality import batch_tokens
 from .evaluate.sizes import stored_width
 from .plan import Needs, Plan
@@ -51,7 +50,7 @@ def estimate(plan: Plan, recipe: Recipe, corpus: Corpus, pretrained: Pretrained)
     sites = max((_site_memory(entry, recipe, corpus) for entry in plan.converted), default=0)
     tuning = _tuning_memory(plan, recipe, pretrained, trained)
     later = _KEPT * sites + max(tuning, _measuring(plan, pretrained))
-    writing = WRITING_BYTES if is_unwritten(corpus) else 0
+    writing = cache_bytes(model.device) if is_unwritten(corpus) else 0
     memory = _held() + weights + sum(students) + int(max(sites, later, writing))
 
     width = stored_width(pretrained.folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from data_samples import (
     corpus,
@@ -14,7 +15,7 @@ from data_samples import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.data import Split
+from compress.data import Ahead, Split
 from compress.data.batching import batch_count, plan
 from compress.data.corpus import LEAST_HELD_OUT, hold_out
 from compress.data.sequences import Windows
@@ -51,6 +52,31 @@ def test_any_step_is_found_without_those_before(lengths: np.ndarray, size: int, 
     for epoch in (batches[:steps], batches[steps:]):
         seen = torch.cat([batch["input_ids"][:, 0] for batch in epoch])
         assert sorted(seen.tolist()) == list(range(len(lengths)))
+
+
+def test_batches_made_ahead_are_the_same_in_any_order() -> None:
+    split = Split(Windows(np.arange(60, dtype=np.int32).reshape(20, 3), ()), np.arange(20))
+    for device in ("cpu", "cuda"):
+        with Ahead(split, 12, 3, torch.device(device), 14) as ahead:
+            for step in (0, 1, 2, 9, 13, 4, 5, 6):  # 13 is the last step; training that goes back asks for 4
+                assert same(ahead.batch(step), split.batch(step, 12, 3))
+                assert set(ahead.coming) == (set() if device == "cpu" else set(range(step + 1, min(step + 5, 14))))
+
+
+def test_a_batch_that_fails_ahead_of_its_turn_fails_in_it() -> None:
+    class Broken(Windows):
+        def collate(self, rows: np.ndarray, draw: object) -> dict[str, torch.Tensor]:
+            if 7 in rows:
+                raise ValueError("row 7")
+            return super().collate(rows, None)
+
+    split = Split(Broken(np.arange(20, dtype=np.int32)[:, None], ()), np.arange(20))
+    broken = next(step for step in range(20) if 7 in split.rows[plan(split.lengths, 1, (0, 0))[step]])
+    with Ahead(split, 1, 0, torch.device("cuda"), 20) as ahead:
+        for step in range(broken):
+            ahead.batch(step)
+        with pytest.raises(ValueError, match="row 7"):
+            ahead.batch(broken)
 
 
 def test_epochs_and_seeds_differ(tmp_path: Path) -> None:

@@ -77,10 +77,12 @@ class Split:
         """
         epoch, position = divmod(step, self.steps_per_epoch(batch_tokens))
         key = (seed, epoch, batch_tokens)
-        if key not in self._plan:
+        batches = self._plan.get(key)  # once, as another thread may put another epoch in its place
+        if batches is None:
+            batches = plan(self.lengths, batch_tokens, (seed, epoch))
             self._plan.clear()
-            self._plan[key] = plan(self.lengths, batch_tokens, (seed, epoch))
-        rows = self.rows[self._plan[key][position]]
+            self._plan[key] = batches
+        rows = self.rows[batches[position]]
         return self.examples.collate(rows, (seed, step) if self.random else None)
 
     def batches(self, batch_tokens: int) -> Iterator[dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FILES = ("images", "audio")  # arguments whose fields name files
 _AT_ONCE = 64  # records
+_ALONE = threading.Lock()  # a fast tokenizer whose padding one thread sets while another one uses it raises
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Records:
         options: dict[str, Any] = {"padding": True}
         if "images" not in arguments and "audio" not in arguments:
             options |= {"truncation": True, "max_length": self.length}
-        made = self.processor(**arguments, return_tensors="pt", **options)
+        with _ALONE:
+            made = self.processor(**arguments, return_tensors="pt", **options)
         return {
             name: value.float() if value.is_floating_point() else value
             for name, value in made.items()

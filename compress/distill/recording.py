@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..data import Split
+from ..data import Ahead, Split
 from .activations import Activations, Tap, record_batch
 from .progress import Progress
 
@@ -17,28 +17,26 @@ class Recorder:
     ) -> None:
         self.dense, self.converted, self.tap = dense, converted, tap
         self.batch_tokens, self.seed, self.progress = batch_tokens, seed, progress
+        self.device = next(dense.parameters()).device
 
     def record(self, split: Split, steps: range, slot: str) -> list[Activations]:
         """Batches `steps` of a split, one entry a batch; pieces are kept in slots whose names begin with `slot`."""
         parts: list[Activations] = []
         fresh: list[Activations] = []  # not durable yet
-        while len(parts) < len(steps):
-            step = steps.start + len(parts)
-            piece = self._kept(f"{slot}{step}")
-            if piece:
-                fresh = []  # too little before it to be kept
-            else:
-                piece = [self._record(split, step)]
-                fresh += piece
-            parts += piece
-            if fresh and self.progress.due():
-                self._keep(f"{slot}{step + 1 - len(fresh)}", fresh)
-                fresh = []
+        with Ahead(split, self.batch_tokens, self.seed, self.device, steps.stop) as ahead:
+            while len(parts) < len(steps):
+                step = steps.start + len(parts)
+                piece = self._kept(f"{slot}{step}")
+                if piece:
+                    fresh = []  # too little before it to be kept
+                else:
+                    piece = [record_batch(self.dense, self.converted, self.tap, ahead.batch(step))]
+                    fresh += piece
+                parts += piece
+                if fresh and self.progress.due():
+                    self._keep(f"{slot}{step + 1 - len(fresh)}", fresh)
+                    fresh = []
         return parts[: len(steps)]
-
-    def _record(self, split: Split, step: int) -> Activations:
-        batch = split.batch(step, self.batch_tokens, self.seed)
-        return record_batch(self.dense, self.converted, self.tap, batch)
 
     def _keep(self, slot: str, parts: list[Activations]) -> None:
         piece = Activations.join(parts)
@@ -50,6 +48,5 @@ class Recorder:
         if kept is None:
             return []
         tensors, values = kept
-        device = next(self.dense.parameters()).device
-        split = {name: tensor.to(device).split(values["lengths"]) for name, tensor in tensors.items()}
+        split = {name: tensor.to(self.device).split(values["lengths"]) for name, tensor in tensors.items()}
         return [Activations(*rows) for rows in zip(split["x"], split["residual"], split["goal"], strict=True)]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from ..data import Corpus
+from ..data import Ahead, Corpus
 from ..errors import SiteError
 from ..models import Pretrained
 from ..plan import Plan, SitePlan
@@ -124,12 +124,13 @@ class Stages:
             trainer.before = trainer.held_out_error(self.corpus.holdout, batch_tokens, HELD_OUT_TOKENS)
         before = trainer.before
         assert before is not None
-        with Steps("end to end", settings.steps, trainer.step) as told:
+        ahead = Ahead(self.corpus.train, batch_tokens, seed, self.device, settings.steps)
+        with ahead, Steps("end to end", settings.steps, trainer.step) as told:
             while trainer.step < settings.steps:
                 if progress.due():
                     progress.keep("state", *trainer.state())
                 try:
-                    error = trainer.train_step(self.corpus.train.batch(trainer.step, batch_tokens, seed))
+                    error = trainer.train_step(ahead.batch(trainer.step))
                 except Diverged as reason:
                     note = str(reason)
                     break

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 4096
 _TOGETHER = 64  # texts that are written side by side at most, a step of all of them taking little longer than of one
-CACHE_BYTES = 1 << 28  # of their keys and values
+_CACHE_BYTES = 1 << 28  # of their keys and values
+_ON_GPU = 16  # times as many of both there
 _ROOM = 8  # of the decoder's positions, for the tokens that a model begins with
 State = tuple[int, list[list[int]]]  # batches done, and all their sequences
 Keep = Callable[[State], None]
@@ -111,8 +112,14 @@ def _side_by_side(pretrained: Pretrained, length: int) -> int:
     """Count the texts of `length` tokens that a causal model writes at once, by the memory of their cache."""
     config: Any = pretrained.model.config.get_text_config()
     layers, width = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
-    room = CACHE_BYTES // (8 * layers * width * length) if layers and width else 0  # a key and a value, float32
-    return max(1, BATCH_TOKENS // length, min(_TOGETHER, room))
+    together = _TOGETHER * (_ON_GPU if pretrained.model.device.type == "cuda" else 1)
+    room = cache_bytes(pretrained.model.device) // (8 * layers * width * length) if layers and width else 0  # float32
+    return max(1, BATCH_TOKENS // length, min(together, room))
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Most bytes of keys and values that are held while the dense model writes."""
+    return _CACHE_BYTES * (_ON_GPU if device.type == "cuda" else 1)
 
 
 def _in_turn(sizes: Sequence[int], begun: State, keep: Keep, make: Callable[[int], list[list[int]]]) -> State:
