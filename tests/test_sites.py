@@ -494,6 +494,30 @@ def test_what_only_looks_like_an_ffn_is_left_alone() -> None:
     assert [site.name for site in find_sites(LookAlikes().eval(), EXAMPLE)] == ["ffn"]
 
 
+def test_a_projection_may_stand_between_an_ffn_and_the_residual() -> None:
+    class Projected(Layer):
+        def ffn(self, x: Tensor) -> Tensor:
+            return self.out(self.down(self.act(self.up(x))))
+
+    model = nn.Sequential(Projected(**two(), act=nn.GELU(), out=nn.Linear(16, 16)), nn.LayerNorm(16)).eval()
+    example = {"input": EXAMPLE["x"]}
+    (site,) = find_sites(model, example)
+    assert (site.name, site.obstacle) == ("0.down", None)
+    assert find_norms(model, [site], example) == {"0.down": None}
+    before = model(EXAMPLE["x"])
+    swap(model, site, plain(model, site))
+    torch.testing.assert_close(model(EXAMPLE["x"]), before, atol=1e-6, rtol=1e-5)
+
+
+def test_what_becomes_of_an_ffn_before_a_projection_is_not_the_ffn() -> None:
+    class Lora(Layer):  # as recurrent blocks gate what they compute
+        def ffn(self, x: Tensor) -> Tensor:
+            return self.out(self.down(self.act(self.up(x))) * x)
+
+    with pytest.raises(SiteError, match="no feed-forward network"):
+        find_sites(Lora(**two(), act=nn.GELU(), out=nn.Linear(16, 16)).eval(), EXAMPLE)
+
+
 def test_gate_and_up_of_different_inputs_are_no_site() -> None:
     class Mixed(Layer):
         def ffn(self, x: Tensor) -> Tensor:

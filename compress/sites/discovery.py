@@ -1,9 +1,10 @@
 """Find the dense feed-forward networks of a transformer by structure.
 
 A site is linear -> elementwise activation (perhaps times a second linear of the same input) -> linear back to the
-width of the input, whose output is added to a residual. No module name and no model type is looked at. What a student
-cannot replace is found too, with the reason: another activation, a norm or a depth-wise convolution between the linear
-layers, code that leaves a student no place, or modules that do not compute what they seem to.
+width of the input, whose output is added to a residual, perhaps behind one more linear. No module name and no model
+type is looked at. What a student cannot replace is found too, with the reason: another activation, a norm or a
+depth-wise convolution between the linear layers, code that leaves a student no place, or modules that do not compute
+what they seem to.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import SiteError
 
 TOKENS = 8
+_DECODERS = ("decoder_input_ids", "decoder_input_values")  # what a decoder reads; values that are ids: SpeechT5
 _SMALL = 256  # of a vocabulary, from which examples are
 SAMPLES = 4_000  # a quarter of a second of a waveform at the usual rate
 
@@ -27,8 +28,9 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     example: dict[str, Tensor] = {}
     if config is not None:
-        if "input_ids" in accepted and _vocabulary(config):
-            example["input_ids"] = _token_ids(config, rows=2)
+        ids = next((name for name in ("input_ids", "inputs") if name in accepted), None)
+        if ids and _vocabulary(config):
+            example[ids] = _token_ids(config, rows=2)
         if "pixel_values" in accepted and "spatial_shapes" in accepted:
             example |= _patches(config, rows=2 if example else 1)
         elif "pixel_values" in accepted and not _splices_images(config):
@@ -40,10 +42,11 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
                 example["input_features_mask"] = torch.ones(1, shape[0 if frames_first else 1], dtype=torch.long)
         if "input_values" in accepted and not ("input_ids" in example and _splices_sounds(config)):
             example["input_values"] = _noise(1, *_sound_shape(config))
-        if "decoder_input_ids" in accepted and getattr(config, "is_encoder_decoder", False):
+        decoder = next((name for name in _DECODERS if name in accepted), None)
+        if decoder and getattr(config, "is_encoder_decoder", False):
             batch = next(iter(example.values())).shape[0] if example else 1
-            example["decoder_input_ids"] = _token_ids(config, rows=batch)
-    if not set(example) - {"decoder_input_ids"}:
+            example[decoder] = _token_ids(config, rows=batch)
+    if not set(example) - set(_DECODERS):
         raise SiteError(
             f"no example inputs can be made for {type(model).__name__} from its config",
             remedy="give forward arguments to trace with: find_sites(model, example={...})",

@@ -93,9 +93,9 @@ class FlowTracer(TorchDispatchMode):
         """Declare a linear layer's output."""
         self.functions[self._exact(tensor)] = Function(frozenset([source]), source=source)
 
-    def mark(self, tensor: Tensor, source: Any) -> None:
+    def mark(self, tensor: Tensor, *sources: Any) -> None:
         """Watch where a tensor goes: a feed-forward network's output."""
-        self.carried[self._exact(tensor)] = frozenset([source])
+        self.carried[self._exact(tensor)] = frozenset(sources)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then note what its outputs are functions of and what they carry."""

@@ -83,7 +83,15 @@ def trace(model: nn.Module, example: Mapping[str, Any], *, runs: nn.Module | Non
                 f"{type(runs or model).__name__} does not run on {', '.join(example)}: {error}",
                 remedy="give forward arguments to trace with: find_sites(model, example={...})",
             ) from error
-    return Trace(recorder.calls, frozenset(recorder.tracer.joined), recorder.norms)
+    joined = {mark.ffn if isinstance(mark, _Projected) else mark for mark in recorder.tracer.joined}
+    return Trace(recorder.calls, frozenset(joined), recorder.norms)
+
+
+@dataclass(frozen=True)
+class _Projected:
+    """A linear layer whose output goes through one more to the residual (Zamba): no norm sees its sum with that."""
+
+    ffn: Call
 
 
 class _Recorder:
@@ -123,10 +131,14 @@ class _Recorder:
         if linears.is_linear(module):
             self.tracer.start(output, call)
             if call.function is not None:
-                self.tracer.mark(output, call)
+                read = self.tracer.carried.get(call.given[0].exact, frozenset())
+                projected = [
+                    _Projected(ffn) for ffn in read if isinstance(ffn, Call) and call.given[0].same(ffn.output)
+                ]
+                self.tracer.mark(output, call, *projected)
         elif _is_norm(module, call):
             for linear in self.tracer.carried.get(call.given[0].exact, ()):
-                if linear not in self.norms and _same_tokens(linear.output, call.output):
+                if isinstance(linear, Call) and linear not in self.norms and _same_tokens(linear.output, call.output):
                     self.norms[linear] = call
 
 

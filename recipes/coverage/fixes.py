@@ -46,6 +46,10 @@ FIXES: dict[str, dict[str, Any]] = {
     "kyutai_speech_to_text": {"codec_config": {"hidden_size": 64, "num_filters": 16, "upsample_groups": 64}},
     "bailing_hybrid": _MLA,
     "kimi_linear": _MLA,
+    "levit": {
+        "image_size": 64, "patch_size": 16, "hidden_sizes": [16, 32, 48], "key_dim": [8, 8, 8], "depths": [1, 1, 1],
+        "num_attention_heads": [2, 4, 4],
+    },
     "led": {"attention_window": [8, 8]},
     "nemotron_h": {"n_groups": 2},
     "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
@@ -66,6 +70,7 @@ FIXES: dict[str, dict[str, Any]] = {
     "focalnet": {"embed_dim": 16, "depths": [1, 1, 1, 1]},
     "wav2vec2-bert": {"vocab_size": 32},
     "wav2vec2-conformer": {"vocab_size": 32},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_heads": 4},
     "xmod": {"default_language": "en_XX"},
     "youtu": _MLA,
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
