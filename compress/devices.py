@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from .errors import CompressError
 
@@ -34,13 +38,40 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def autocast(device: torch.device, dtype: str) -> Iterator[None]:
-    """Run matrix products in bfloat16 inside the block; `auto`: on CUDA alone. Weights and sums stay in float32."""
-    narrow = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+    """Run matrix products in bfloat16 inside the block; weights and sums stay in float32.
+
+    dtype: `bfloat16`, `float32`, or `auto`: bfloat16 where the device multiplies it.
+    """
+    narrow = dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device))
     # cuDNN's attention takes milliseconds to prepare every shape that is new, and batches differ in theirs.
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
+    attention: AbstractContextManager[object] = _WideAttention() if narrow and device.type == "cpu" else nullcontext()
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+        with torch.autocast(device.type, torch.bfloat16, enabled=narrow), attention:
             yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions that multiply bfloat16: CUDA, and processors with AVX512-BF16 or AMX."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+class _WideAttention(TorchFunctionMode):
+    """Computes attention in float32: on the CPU its backward pass takes longer in bfloat16."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run any function as it is, attention on tensors made wide."""
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Tensor, _wide, (args, kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return func(*args, **kwargs)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor

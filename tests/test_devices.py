@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from compress.devices import autocast, choose_device, upload
+from compress.devices import autocast, choose_device, multiplies_bfloat16, upload
 from compress.distill import divergence
 from compress.distill.divergence import Errors
 from compress.errors import CompressError
@@ -33,13 +33,48 @@ def test_a_device_is_chosen_or_refused(monkeypatch) -> None:
         assert "cpu" in caught.value.remedy
 
 
-@pytest.mark.parametrize(("dtype", "product"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_products_alone_are_narrow(dtype: str, product: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "fast", "product"),
+    [
+        ("auto", False, torch.float32), ("auto", True, torch.bfloat16),
+        ("float32", True, torch.float32), ("bfloat16", False, torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_products_alone_are_narrow(monkeypatch, dtype: str, fast: bool, product: torch.dtype) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: fast)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     with autocast(CPU, dtype):
         assert functional.linear(torch.randn(2, 8), torch.randn(4, 8)).dtype == product
     assert functional.linear(torch.randn(2, 8), torch.randn(4, 8)).dtype == torch.float32
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+def test_a_processor_is_asked_whether_it_multiplies_bfloat16(monkeypatch) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name)  # another version of PyTorch may not say
+    assert not multiplies_bfloat16(CPU)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert multiplies_bfloat16(CPU)
+    assert multiplies_bfloat16(torch.device("cuda"))
+
+
+def test_attention_stays_wide_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
+    mask = torch.rand(5, 5) < 0.7
+    mask.fill_diagonal_(True)
+    with autocast(CPU, "bfloat16"):
+        projected = functional.linear(x, weight)
+        answer = functional.scaled_dot_product_attention(projected, key=projected, value=projected, attn_mask=mask)
+        assert (projected.dtype, answer.dtype) == (torch.bfloat16, torch.float32)
+        assert functional.linear(answer, weight).dtype == torch.bfloat16
+    wide = projected.detach().float()
+    assert torch.equal(answer, functional.scaled_dot_product_attention(wide, wide, wide, attn_mask=mask))
+    answer.sum().backward()
+    assert x.grad is not None
+    assert weight.grad is not None
+    assert x.grad.dtype == weight.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("projection", ["hadamard", "lowrank", "dense", "bh4", "acdc"])

@@ -45,7 +45,7 @@ Count = Annotated[Whole, Ge(0)]
 Positive = Annotated[Whole, Ge(1)]
 PositiveNumber = Annotated[float, Gt(0)]
 Auto = Literal["auto"]
-TrainingDtype = Literal["auto", "float32", "bfloat16"]  # of matrix products; auto: bfloat16 on CUDA alone
+TrainingDtype = Literal["auto", "float32", "bfloat16"]  # of matrix products; auto: bfloat16 where it is fast
 Names = Annotated[tuple[str, ...], BeforeValidator(to_tuple)]
 
 
