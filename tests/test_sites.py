@@ -147,6 +147,20 @@ def test_a_model_without_ffn_says_what_was_looked_for() -> None:
         find_sites(families.mamba())
 
 
+def test_convolutions_that_do_an_ffn_s_work_are_named() -> None:
+    class Pointwise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.depthwise = nn.Conv1d(16, 24, 1), nn.Conv1d(24, 16, 1), nn.Conv1d(16, 16, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.depthwise(x.transpose(1, 2))
+            return x + self.down(functional.gelu(self.up(x)))
+
+    with pytest.raises(SiteError, match=r"0 times \(and convolutions of width 1, which no student replaces, 2 times\)"):
+        find_sites(Pointwise().eval(), EXAMPLE)
+
+
 @pytest.mark.parametrize("name", ["llama", "bert", "vit"])
 def test_the_kind_of_attention_does_not_matter(name: str) -> None:
     model = families.FAMILIES[name].make()

@@ -53,11 +53,13 @@ def find_sites(model: nn.Module, example: Mapping[str, Any] | None = None) -> li
     if not sites and experts:
         raise experts_error(experts, "convert a model that has dense feed-forward networks")
     if not sites:
+        pointwise = sum(linears.is_pointwise(call.module) for call in seen.calls)
         raise SiteError(
             f"no feed-forward network was found in {type(model).__name__}, which called linear layers "
-            f"{sum(linears.is_linear(call.module) for call in seen.calls)} times: looked for a linear layer, an "
-            "elementwise activation (perhaps times a second linear layer of the same input) and a linear layer whose "
-            "output is added to a residual",
+            f"{sum(linears.is_linear(call.module) for call in seen.calls)} times"
+            + (f" (and convolutions of width 1, which no student replaces, {pointwise} times)" if pointwise else "")
+            + ": looked for a linear layer, an elementwise activation (perhaps times a second linear layer of the same "
+            "input) and a linear layer whose output is added to a residual",
             remedy="convert a transformer with such layers; if the example inputs leave out the part meant, give "
             "others: find_sites(model, example={...})",
         )

@@ -19,6 +19,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, _conv1d()))
 
 
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether the module is a convolution of width 1: a linear layer too, but on the second dimension."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d)) and set(module.kernel_size) == {1}
+
+
 def widths(module: nn.Module) -> tuple[int, int]:
     """(d_in, d_out), from the weight."""
     d_out, d_in = weight(module).shape
