@@ -29,11 +29,12 @@ class Tap:
 
 @dataclass
 class Trace:
-    """One site's tensors of one forward pass, one entry a call: inputs x, FFN outputs y, inputs of the norm behind."""
+    """One site's tensors of one forward pass, one entry a call: inputs x, FFN outputs y, the norm behind's both."""
 
     x: list[Tensor] = field(default_factory=list)
     y: list[Tensor] = field(default_factory=list)
     behind: list[Tensor] = field(default_factory=list)
+    normed: list[Tensor] = field(default_factory=list)
 
     def rows(self, real: RealRows, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, d_in], y and behind [N, d_out] over all calls, without the padding of a stream."""
@@ -43,6 +44,10 @@ class Trace:
     def rows_behind(self, real: RealRows, stream: Stream) -> Tensor:
         """Inputs of the norm behind the site, or its outputs where there is none, [N, d_out] as in `rows`."""
         return torch.cat(real.pick(self.behind or self.y, stream)).float()
+
+    def rows_normed(self, real: RealRows, stream: Stream) -> Tensor:
+        """Outputs of the norm behind the site, or of the site where there is none, [N, d_out] as in `rows`."""
+        return torch.cat(real.pick(self.normed or self.y, stream)).float()
 
 
 class _PassedLastTap(Exception):
@@ -78,10 +83,15 @@ def observe(model: nn.Module, taps: Sequence[Tap], *, stop: bool = False) -> Ite
                 if name == last:
                     raise _PassedLastTap
 
+        def on_normed(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if len(trace.normed) < len(trace.behind):
+                trace.normed.append(output)
+
         handles.append(entry.register_forward_pre_hook(on_entry, with_kwargs=True))
         handles.append(answer.register_forward_hook(on_answer))
         if tap.norm is not None:
             handles.append(model.get_submodule(tap.norm).register_forward_pre_hook(on_norm))
+            handles.append(model.get_submodule(tap.norm).register_forward_hook(on_normed))
 
     try:
         for tap in taps:

@@ -15,7 +15,7 @@ from ..recipe import FinetuneSettings
 from ..streams import accepted
 from ..students import Student
 from ..tasks import Task
-from .activations import Tap, Trace, observe
+from .activations import Tap, observe
 from .divergence import RESTARTS, SMALLER, Diverged, Errors, diverged
 from .objectives import hidden_error, output_error
 from .optimisation import (
@@ -94,15 +94,12 @@ class EndToEnd:
                 teacher = self.dense(**batch)
             with observe(self.converted, self.taps) as traces:
                 student = self.converted(**batch)
-        hidden = [self._behind(tap, traces[tap.site.name], wanted[tap.site.name], real) for tap in self.taps]
+        hidden = [
+            hidden_error(*(seen[tap.site.name].rows_normed(real, tap.stream) for seen in (traces, wanted)))
+            for tap in self.taps
+        ]
         output = output_error(self.task, real, student, teacher, self.settings.temperature)
         return torch.stack(hidden).mean() + output
-
-    def _behind(self, tap: Tap, student: Trace, teacher: Trace, real: RealRows) -> Tensor:
-        ours, theirs = (trace.rows_behind(real, tap.stream) for trace in (student, teacher))
-        if tap.norm is None:
-            return hidden_error(ours, theirs)
-        return hidden_error(self.converted.get_submodule(tap.norm)(ours), self.dense.get_submodule(tap.norm)(theirs))
 
     def train_step(self, batch: dict[str, Tensor]) -> float | None:
         """One optimiser step on one batch; returns its error where it is read. Raises Diverged, in a good state."""
