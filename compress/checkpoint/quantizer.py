@@ -75,6 +75,7 @@ class LookupQuantizer(HfQuantizer):
             except SiteError as error:
                 raise self._misplaced(placement, error.message) from None
         self.checkpoint.int8.place(model)
+        _untie_replaced(model)
         if files:
             check_dtypes(model, self.checkpoint, files)
             check_sizes(model, self.checkpoint, files)
@@ -181,6 +182,24 @@ def register() -> None:
     if AUTO_QUANTIZER_MAPPING.get(METHOD) is not LookupQuantizer:
         register_quantization_config(METHOD)(LookupQuantizationConfig)
         register_quantizer(METHOD)(LookupQuantizer)
+
+
+def _untie_replaced(model: PreTrainedModel) -> None:
+    """Forget which weights of FFNs are those of another layer (Zamba), where either has given way to a student."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    for target, source in list(tied.items()):
+        if any(_replaced(model, name) for name in (target, source)):
+            del tied[target]
+
+
+def _replaced(model: nn.Module, name: str) -> bool:
+    """Whether the module whose parameter has a name is no longer there, as a student has taken its place."""
+    module = model
+    for part in name.split(".")[:-1]:
+        if isinstance(module, PackedStudent) or not hasattr(module, part):
+            return True
+        module = getattr(module, part)
+    return False
 
 
 def _obstacle(base: nn.Module, placement: Placement) -> str | None:

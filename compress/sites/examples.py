@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import SiteError
 
 TOKENS = 8
+_INPUTS = ("input_ids", "input_values", "input_features", "pixel_values")
 _DECODERS = ("decoder_input_ids", "decoder_input_values")  # what a decoder reads; values that are ids: SpeechT5
 _SMALL = 256  # of a vocabulary, from which examples are
 SAMPLES = 4_000  # a quarter of a second of a waveform at the usual rate
@@ -28,8 +29,8 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     example: dict[str, Tensor] = {}
     if config is not None:
-        ids = next((name for name in ("input_ids", "inputs") if name in accepted), None)
-        if ids and _vocabulary(config):
+        ids = "inputs" if set(accepted).isdisjoint(_INPUTS) else "input_ids"
+        if ids in accepted and _vocabulary(config):
             example[ids] = _token_ids(config, rows=2)
         if "pixel_values" in accepted and "spatial_shapes" in accepted:
             example |= _patches(config, rows=2 if example else 1)

@@ -37,7 +37,7 @@ def kernel(arguments: list[str]) -> None:
     sources = [*sorted((ROOT / "kernels").glob("[!_]*.c")), HERE / "kernel.c"]
     newest = max(path.stat().st_mtime for path in [*sources, *(ROOT / "kernels").glob("*.h")])
     if not program.exists() or program.stat().st_mtime < newest:
-        flags = ["-O1", "-g", "-std=gnu11", "-ffp-contract=off", "-I", str(ROOT / "kernels")]
+        flags = ["-O0", "-g", "-std=gnu11", "-ffp-contract=off", "-I", str(ROOT / "kernels")]
         sanitisers = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined"]
         compiler = os.environ.get("CC", "clang-14")
         subprocess.run([compiler, *flags, *sanitisers, *map(str, sources), "-lm", "-o", str(program)], check=True)
