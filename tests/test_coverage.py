@@ -28,7 +28,17 @@ def test_a_crash_or_a_hang_stops_no_other() -> None:
 
 
 def test_architectures_go_as_far_as_they_come() -> None:
-    command = [sys.executable, "-m", "compress.recipes.coverage", "--only", "llama", "mixtral", "resnet", "segformer", "zamba"]
+    command = [
+        sys.executable,
+        "-m",
+        "compress.recipes.coverage",
+        "--only",
+        "llama",
+        "mixtral",
+        "resnet",
+        "segformer",
+        "zamba",
+    ]
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     run = subprocess.run([*command, "LlamaForCausalLM"], capture_output=True, text=True, env=environment, check=True)
     said = run.stdout
