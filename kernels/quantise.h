@@ -54,8 +54,8 @@ INLINE float quantise_token(const float *x, int64_t k, const float limit, const 
 #endif
     }
 #ifdef LEVEL_VNNI
-    if (bytes)
-        *sum = _mm512_reduce_add_epi32((__m512i)total);
+    if (bytes) /* what an infinity or NaN is rounded to could be any number */
+        *sum = finite ? _mm512_reduce_add_epi32((__m512i)total) : 0;
 #endif
     (void)total, (void)sum;
     return finite ? (largest > 1e-30f ? largest / limit : 0.0f) : NAN;

@@ -113,7 +113,9 @@ def test_the_fuzzers_corpus_is_clean_under_the_sanitisers(sanitised, tmp_path):
     files = [str(path) for path in (FUZZED.parent / "corpus" / "kernel").iterdir()]
     done = subprocess.run([program, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(len(files))]
+    given, ran = map(int, done.stdout.split())
+    assert given == len(files)
+    assert ran > 0.8 * given  # settings that are refused would show nothing of the kernel
 
 
 @pytest.mark.slow

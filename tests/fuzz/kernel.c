@@ -1,4 +1,4 @@
-/* libFuzzer's entry into the kernel: settings, tokens and threads from the input, buffers exactly as large as the layout
+/* libFuzzer's entry into the kernel: a student's settings (or an int8 layer's sizes, or a training function's), tokens and threads from the input, buffers exactly as large as the layout
  * says, filled from the rest of the input; at an instruction set that the input names. With REPLAY a program that runs
  * the files it is given at every one. */
 #include <stdio.h>
@@ -7,6 +7,7 @@
 
 #include "ffn.h"
 #include "level.h"
+#include "linear.h"
 #include "memory.h"
 #include "training.h"
 
@@ -34,6 +35,38 @@ static int64_t number(struct input *in) {
     return (int64_t)value;
 }
 
+/* One of `count` that exist, from `first` on; seldom any number. */
+static int64_t choice(struct input *in, int64_t first, int64_t count) {
+    uint8_t byte = next(in);
+    return byte >= 250 ? number(in) : first + byte % count;
+}
+
+static int64_t setting(struct input *in, int which) {
+    switch (which) {
+    case BITS:
+        return choice(in, 1, MAX_BITS);
+    case PROJECTION:
+        return choice(in, HADAMARD, ACDC + 1);
+    case BLOCK:
+        return (int64_t)1 << (choice(in, 0, 7) & 31);
+    case GATED:
+        return choice(in, 0, 2);
+    case ACTIVATION:
+        return choice(in, GELU, SIGMOID + 1);
+    case CELLS:
+        return choice(in, 1, 2);
+    case TABLE_DTYPE:
+    case WEIGHT_DTYPE:
+        return choice(in, FLOAT32, INT8 + 1);
+    case INPUT_BITS: {
+        const int64_t units = choice(in, 1, 2);
+        return units == 1 || units == 2 ? 8 * units : units;
+    }
+    default:
+        return number(in);
+    }
+}
+
 /* A buffer of its own, so that the sanitiser sees what is read behind it; nothing in it is left as it was allocated. */
 static void *filled(struct input *in, size_t bytes, size_t alignment) {
     size_t rounded = (bytes + alignment - 1) / alignment * alignment;
@@ -46,19 +79,19 @@ static void *filled(struct input *in, size_t bytes, size_t alignment) {
     return memory;
 }
 
-static void forward(struct input *in) {
+static int forward(struct input *in) {
     int64_t settings[SETTINGS];
     for (int i = 0; i < SETTINGS; i++)
-        settings[i] = number(in);
+        settings[i] = setting(in, i);
     struct ffn f;
     const int64_t tokens = next(in) % 40, threads = 1 + next(in) % 3;
     if (ffn_layout(&f, settings))
-        return;
+        return 0;
     const int64_t work = f.weight_bytes + (f.repeats + 4) * f.width * 16;
     if (f.weight_bytes < 0 || f.table_bytes < 0)
         abort();
     if (f.weight_bytes > MOST_BYTES || f.table_bytes > MOST_BYTES || f.d_in > MOST_BYTES || work * (tokens + 1) > MOST_WORK)
-        return;
+        return 0;
     for (int part = 0; part < PARTS; part++)
         if (f.bytes[part] < 0 || f.offset[part] < 0 || f.offset[part] + f.bytes[part] > f.weight_bytes)
             abort();
@@ -67,6 +100,19 @@ static void forward(struct input *in) {
     f.weights = weights, f.table_rows = tables;
     ffn_forward(&f, x, y, tokens, (int)threads);
     free(weights), free(tables), free(x), free(y);
+    return 1;
+}
+
+static void linear(struct input *in) {
+    const int64_t tokens = next(in) % 40, k = 1 + next(in) % 200, outputs = 1 + next(in) % 120;
+    const int64_t wide = (outputs + PANEL - 1) / PANEL * PANEL;
+    const int biased = next(in) % 2;
+    char *panels = filled(in, (size_t)(wide * ((k + 3) / 4 * 4)), CACHE_LINE);
+    float *scale = filled(in, (size_t)wide * 4, CACHE_LINE), *bias = biased ? filled(in, (size_t)wide * 4, CACHE_LINE) : NULL;
+    float *x = filled(in, (size_t)(tokens * k) * 4, 4), *y = malloc((size_t)(tokens * outputs) * 4);
+    const struct linear l = {.panels = panels, .scale = scale, .bias = bias, .k = k, .outputs = outputs};
+    linear_forward(&l, x, y, tokens, 1 + next(in) % 3);
+    free(panels), free(scale), free(bias), free(x), free(y);
 }
 
 static void training(struct input *in) {
@@ -91,16 +137,21 @@ static void training(struct input *in) {
     free(grad_z);
 }
 
-static void run(const uint8_t *data, size_t size) {
+/* Whether the kernel ran: settings may be refused. */
+static int run(const uint8_t *data, size_t size) {
     struct input in = {data, size, 1};
-    if (size && data[0] % 4)
-        forward(&in);
+    const int kind = size ? data[0] % 8 : 0;
+    if (kind > 1)
+        return forward(&in);
+    if (kind)
+        linear(&in);
     else
         training(&in);
+    return 1;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    level_select(size ? data[0] / 4 % levels_available() : 0);
+    level_select(size ? data[0] / 8 % levels_available() : 0);
     run(data, size);
     return 0;
 }
@@ -108,6 +159,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 #ifdef REPLAY
 int main(int count, char **paths) {
     static uint8_t data[1 << 16];
+    int ran = 0;
     for (int i = 1; i < count; i++) {
         FILE *file = fopen(paths[i], "rb");
         if (!file)
@@ -116,10 +168,10 @@ int main(int count, char **paths) {
         fclose(file);
         for (int level = 0; level < levels_available(); level++) {
             level_select(level);
-            run(data, size);
+            ran += run(data, size);
         }
     }
-    printf("%d\n", count - 1);
+    printf("%d %d\n", count - 1, ran / levels_available());
     return 0;
 }
 #endif
