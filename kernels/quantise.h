@@ -37,8 +37,13 @@ INLINE float largest_magnitude(const float *x, int64_t k) {
 /* One token; what its scale is. `limit`: the largest integer. `bytes`, with VNNI alone: q is bytes, and *sum theirs. */
 INLINE float quantise_token(const float *x, int64_t k, const float limit, const int bytes, char *q, int32_t *sum) {
     const float largest = largest_magnitude(x, k);
-    const int finite = largest < INFINITY; /* false for NaN, too */
-    const float inverse = finite && largest > 1e-30f ? limit / largest : 0.0f;
+    if (!(largest < INFINITY)) { /* NaN, too: no such number is rounded, and any integers serve */
+        memset(q, 0, (size_t)quantised_stride(k) * (bytes ? 1 : 2));
+        if (bytes)
+            *sum = 0;
+        return NAN;
+    }
+    const float inverse = largest > 1e-30f ? limit / largest : 0.0f;
     vi total = {0};
     for (int64_t i = 0, end = quantised_stride(k); i < end; i += LANES) {
         vf v = i + LANES <= k ? v_load(x + i) : i < k ? v_load_part(x + i, k - i) : (vf){0};
@@ -54,11 +59,11 @@ INLINE float quantise_token(const float *x, int64_t k, const float limit, const 
 #endif
     }
 #ifdef LEVEL_VNNI
-    if (bytes) /* what an infinity or NaN is rounded to could be any number */
-        *sum = finite ? _mm512_reduce_add_epi32((__m512i)total) : 0;
+    if (bytes)
+        *sum = _mm512_reduce_add_epi32((__m512i)total);
 #endif
     (void)total, (void)sum;
-    return finite ? (largest > 1e-30f ? largest / limit : 0.0f) : NAN;
+    return largest > 1e-30f ? largest / limit : 0.0f;
 }
 
 /* x [tokens, k] into q. `bits`: 8 or 16; `bytes`: the values are bytes. */
