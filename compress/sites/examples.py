@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import SiteError
 
 TOKENS = 8
-_INPUTS = ("input_ids", "input_values", "input_features", "pixel_values")
+_INPUTS = ("input_ids", "input_values", "input_features", "pixel_values")  # `inputs` are ids where none is taken
 _DECODERS = ("decoder_input_ids", "decoder_input_values")  # what a decoder reads; values that are ids: SpeechT5
 _SMALL = 256  # of a vocabulary, from which examples are
 SAMPLES = 4_000  # a quarter of a second of a waveform at the usual rate

@@ -1,6 +1,7 @@
-/* libFuzzer's entry into the kernel: a student's settings (or an int8 layer's sizes, or a training function's), tokens and threads from the input, buffers exactly as large as the layout
- * says, filled from the rest of the input; at an instruction set that the input names. With REPLAY a program that runs
- * the files it is given at every one. */
+/* libFuzzer's entry into the kernel: a student's settings, an int8 layer's sizes or a training function's, tokens and
+ * threads from the input, buffers exactly as large as the layout says, filled from the rest of the input; at an
+ * instruction set that the input names. With REPLAY a program that runs the files it is given at every one, and prints
+ * how many these are and how many of them the kernel took. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,7 +109,8 @@ static void linear(struct input *in) {
     const int64_t wide = (outputs + PANEL - 1) / PANEL * PANEL;
     const int biased = next(in) % 2;
     char *panels = filled(in, (size_t)(wide * ((k + 3) / 4 * 4)), CACHE_LINE);
-    float *scale = filled(in, (size_t)wide * 4, CACHE_LINE), *bias = biased ? filled(in, (size_t)wide * 4, CACHE_LINE) : NULL;
+    float *scale = filled(in, (size_t)wide * 4, CACHE_LINE);
+    float *bias = biased ? filled(in, (size_t)wide * 4, CACHE_LINE) : NULL;
     float *x = filled(in, (size_t)(tokens * k) * 4, 4), *y = malloc((size_t)(tokens * outputs) * 4);
     const struct linear l = {.panels = panels, .scale = scale, .bias = bias, .k = k, .outputs = outputs};
     linear_forward(&l, x, y, tokens, 1 + next(in) % 3);
