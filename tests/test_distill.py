@@ -46,6 +46,21 @@ def test_a_trace_holds_inputs_answers_and_what_the_norm_sees(family: str) -> Non
         assert not torch.equal(behind, y)
 
 
+@pytest.mark.parametrize("family", sorted(pico.FAMILIES))
+def test_a_whole_pass_holds_what_the_norms_make_of_it(family: str) -> None:
+    model = pico.FAMILIES[family]()
+    inputs, found = example_inputs(model), taps(model)
+    with torch.no_grad(), observe(model, found) as traces:
+        model(**inputs)
+    real = RealRows(model, inputs)
+    for tap in found:
+        trace, norm = traces[tap.site.name], model.get_submodule(tap.norm)
+        behind = trace.rows_behind(real, tap.stream)
+        with torch.no_grad():
+            torch.testing.assert_close(trace.rows_normed(real, tap.stream), norm(behind), rtol=1e-5, atol=1e-6)
+        assert not torch.equal(trace.rows_normed(real, tap.stream), behind)
+
+
 def test_data_that_never_reaches_a_site_is_refused() -> None:
     model = FAMILIES["clip"].make()
     text = taps(model.text_model)
