@@ -10,8 +10,9 @@ const struct level LEVEL(level) = {
     .gather_backward = LEVEL(gather_backward),
     .margin = LEVEL(margin),
     .margin_backward = LEVEL(margin_backward),
-    .forward_inputs = LEVEL(forward_inputs),
+    .forward_code = LEVEL(forward_code),
     .forward_hash = LEVEL(forward_hash),
+    .forward_neurons = LEVEL(forward_neurons),
     .forward_outputs = LEVEL(forward_outputs),
     .linear_part = LEVEL(linear_part),
 };

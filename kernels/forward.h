@@ -1,35 +1,26 @@
-/* One FFN over a tile of tokens, in three phases; a team's threads meet between them (inference.c). Within a phase
+/* One FFN over a tile of tokens, in four phases; a team's threads meet between them (inference.c). Within a phase
  * a thread computes whole outputs, so that the size of the team changes no bit. */
 #include "activation.h"
 #include "hash.h"
 #include "rows.h"
 
-/* Code, gate and up over x. */
-static void LEVEL(forward_inputs)(const struct tile *t) {
-    const struct ffn *f = t->ffn;
-    const int64_t panels = f->input_width / PANEL;
-    struct gemm g = tile_gemm(t, INPUT, f->d_in);
-    g.x = t->x, g.x_stride = f->d_in, g.out = t->inputs, g.out_stride = f->input_width;
-    g.bias = part_floats(f, INPUT_BIAS);
-    gemm(g, f->weight_dtype, t->tokens, share(t, panels), share_end(t, panels));
+/* Panels of code, gate and up over x. */
+static void input_panels(const struct tile *t, struct fetch *fetch, int64_t panel, int64_t panel_end) {
+    struct gemm g = tile_gemm(t, INPUT, t->ffn->d_in);
+    g.x = t->x, g.x_stride = t->ffn->d_in, g.out = t->inputs, g.out_stride = t->ffn->input_width;
+    g.bias = part_floats(t->ffn, INPUT_BIAS), g.fetch = fetch;
+    gemm(g, t->ffn->weight_dtype, t->tokens, panel, panel_end);
 }
 
-/* The neurons' outputs, in place of their gates; then the hash, and which rows are read. */
+/* h: the code over x. */
+static void LEVEL(forward_code)(const struct tile *t) {
+    const int64_t panels = t->ffn->rank_width / PANEL;
+    input_panels(t, NULL, share(t, panels), share_end(t, panels));
+}
+
+/* z, codes and scores: which rows are read, and how much each counts. */
 static void LEVEL(forward_hash)(const struct tile *t) {
-    const struct ffn *f = t->ffn;
-    const int64_t panels = f->neuron_width / PANEL;
-    const int64_t first = share(t, panels) * PANEL, end = share_end(t, panels) * PANEL;
-    for (int64_t n = 0; n < t->tokens; n++) {
-        float *gate = t->inputs + n * f->input_width + f->rank_width;
-        const float *up = gate + f->neuron_width;
-        for (int64_t i = first; i < end; i += LANES) {
-            vf value = activate(v_load(gate + i), f->activation);
-            v_store(gate + i, f->gated ? value * v_load(up + i) : value);
-        }
-    }
-    if (!f->tables)
-        return;
-    switch (f->projection) {
+    switch (t->ffn->projection) {
     case HADAMARD:
         hash_hadamard(t);
         break;
@@ -42,6 +33,25 @@ static void LEVEL(forward_hash)(const struct tile *t) {
     default:
         hash_panels(t);
     }
+    fetch_start(t);
+}
+
+/* The neurons' outputs, in place of their gates; rows come to the cache meanwhile. */
+static void LEVEL(forward_neurons)(const struct tile *t) {
+    const struct ffn *f = t->ffn;
+    const int64_t code = f->rank_width / PANEL, panels = f->neuron_width / PANEL;
+    const int64_t first = share(t, panels), end = share_end(t, panels);
+    input_panels(t, t->fetch, code + first, code + end);
+    if (f->gated)
+        input_panels(t, t->fetch, code + panels + first, code + panels + end);
+    for (int64_t n = 0; n < t->tokens; n++) {
+        float *gate = t->inputs + n * f->input_width + f->rank_width;
+        const float *up = gate + f->neuron_width;
+        for (int64_t i = first * PANEL; i < end * PANEL; i += LANES) {
+            vf value = activate(v_load(gate + i), f->activation);
+            v_store(gate + i, f->gated ? value * v_load(up + i) : value);
+        }
+    }
 }
 
 /* Bias, linear path and neurons, then the rows. */
@@ -51,13 +61,13 @@ static void LEVEL(forward_outputs)(const struct tile *t) {
     const int64_t column = share(t, units) * ROW_UNIT, end = share_end(t, units) * ROW_UNIT;
     struct gemm g = tile_gemm(t, LINEAR, f->rank_width);
     g.x = t->inputs, g.x_stride = f->input_width, g.out = t->out, g.out_stride = f->out_width;
-    g.bias = part_floats(f, OUTPUT_BIAS);
+    g.bias = part_floats(f, OUTPUT_BIAS), g.fetch = t->fetch;
     gemm(g, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);
     if (f->neurons) {
         struct gemm down = tile_gemm(t, DOWN, f->neuron_width);
         down.k = f->neurons; /* behind the last an activation may be other than 0 */
         down.x = t->inputs + f->rank_width, down.x_stride = f->input_width;
-        down.out = t->out, down.out_stride = f->out_width, down.add = 1;
+        down.out = t->out, down.out_stride = f->out_width, down.add = 1, down.fetch = t->fetch;
         gemm(down, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);
     }
     if (f->tables)

@@ -7,6 +7,7 @@
 #ifndef COMPRESS_GEMM_H
 #define COMPRESS_GEMM_H
 
+#include "fetch.h"
 #include "quantise.h"
 
 enum { PANEL_VECTORS = PANEL / LANES };
@@ -40,6 +41,7 @@ struct gemm {
     int add;            /*   what `out` holds, or zero */
     float *out;         /* [tokens, out_stride], panels side by side */
     int64_t out_stride;
+    struct fetch *fetch; /* int8 weights: rows to fetch meanwhile, or NULL */
 };
 
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
@@ -155,6 +157,18 @@ INLINE void gemm_bytes(const struct gemm *g, const char *x, const char *panels, 
 }
 #endif
 
+INLINE void gemm_integers(const struct gemm *g, const char *x, const char *panels, int64_t from, int64_t to,
+                          const int bytes, vi *sums, const int tokens, const int vectors) {
+#ifdef LEVEL_VNNI
+    if (bytes) {
+        gemm_bytes(g, x, panels, from, to, sums, tokens, vectors);
+        return;
+    }
+#endif
+    (void)bytes;
+    gemm_pairs(g, x, panels, from, to, sums, tokens, vectors);
+}
+
 /* The same in integers; `bytes`: those of q are bytes. */
 INLINE void gemm_block_int8(const struct gemm *g, int64_t token, int64_t panel, const int bytes, const int tokens,
                             const int count) {
@@ -171,12 +185,12 @@ INLINE void gemm_block_int8(const struct gemm *g, int64_t token, int64_t panel, 
 #pragma GCC unroll 16
             for (int v = 0; v < vectors; v++)
                 sums[t * vectors + v] = bytes && !from ? v_set_int(-128 * g->q.sums[token + t]) : (vi){0};
-#ifdef LEVEL_VNNI
-        if (bytes)
-            gemm_bytes(g, x, panels, from, to, sums, tokens, vectors);
-        else
-#endif
-            gemm_pairs(g, x, panels, from, to, sums, tokens, vectors);
+        int64_t k = from;
+        for (; fetch_left(g->fetch) && k + FETCH_EVERY < to; k += FETCH_EVERY) {
+            gemm_integers(g, x, panels, k, k + FETCH_EVERY, bytes, sums, tokens, vectors);
+            fetch_some(g->fetch);
+        }
+        gemm_integers(g, x, panels, k, to, bytes, sums, tokens, vectors);
         float *out = g->out + token * g->out_stride + panel * PANEL;
 #pragma GCC unroll 16
         for (int t = 0; t < tokens; t++) {

@@ -4,8 +4,6 @@
 #include "hadamard.h"
 #include "score.h"
 
-enum { PREFETCH_TOKENS = 4 };
-
 INLINE void hash_prefetch(const struct tile *t, int64_t token, int64_t table, int64_t table_end) {
     if (t->tokens <= PREFETCH_TOKENS && t->size == 1)
         prefetch_rows(t, token, table, lesser(table_end, t->ffn->tables));

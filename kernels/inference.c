@@ -8,9 +8,16 @@
 #include "memory.h"
 #include "tile.h"
 
-enum { OWN_TABLES = 16 << 20 }; /* bytes of tables that each thread may read for itself */
+enum { OWN_TOKENS = 4 };        /* a thread, from which on each has tokens of its own */
+enum { OWN_TABLES = 16 << 20 }; /* bytes of tables that each thread may read in slices for itself */
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The size of equal parts of n, the last perhaps smaller, none above `most`. */
+static int64_t even_part(int64_t n, int64_t most) {
+    const int64_t parts = (n + most - 1) / most;
+    return parts > 0 ? (n + parts - 1) / parts : n;
+}
 
 static size_t aligned(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
@@ -40,16 +47,28 @@ struct pass {
     const struct ffn_pool *pool;
     struct tile tile;
     int64_t tokens, tile_tokens;
-    size_t buffers, work, scales, each;
+    size_t buffers, work, state, each;
     char *memory;   /* a part of `each` bytes a task; a team shares the buffers at its head */
     int64_t token;  /* where the tile begins, and which phase of it runs, where tasks cannot meet */
     int phase;
 };
 
-enum { PHASES = 3 };
+enum { CODE, LOOKUP_HASH, KEPT_NEURONS, OUTPUTS, PHASES };
+
+/* Whether this FFN has such a phase at all. */
+static int has_phase(const struct ffn *f, int phase) {
+    return phase == OUTPUTS || (phase == CODE ? f->rank_width : phase == LOOKUP_HASH ? f->tables : f->neuron_width) > 0;
+}
 
 static void run_phase(const struct level *level, int phase, const struct tile *t) {
-    (phase == 0 ? level->forward_inputs : phase == 1 ? level->forward_hash : level->forward_outputs)(t);
+    if (phase == CODE)
+        level->forward_code(t);
+    else if (phase == LOOKUP_HASH)
+        level->forward_hash(t);
+    else if (phase == KEPT_NEURONS)
+        level->forward_neurons(t);
+    else
+        level->forward_outputs(t);
 }
 
 /* A task's tile; `team`: it shares its buffers. */
@@ -60,7 +79,8 @@ static struct tile task_tile(const struct pass *p, int index, int count, int tea
     t.work = (float *)(own + p->buffers);
     t.q.scales = (float *)(own + p->buffers + p->work);
     t.q.sums = (int32_t *)(t.q.scales + QUANTISED_TOKENS);
-    t.q.values = own + p->buffers + p->work + p->scales;
+    t.q.values = own + p->buffers + p->work + p->state;
+    t.fetch = t.ffn->tables ? (struct fetch *)(t.q.sums + QUANTISED_TOKENS) : NULL;
     t.rank = team ? index : 0;
     t.size = team ? count : 1;
     return t;
@@ -80,7 +100,8 @@ static void run_own(void *context, int index, int count) {
     for (int64_t token = p->tokens * index / count; token < end; token += p->tile_tokens) {
         place_tile(p, &t, token, end);
         for (int phase = 0; phase < PHASES; phase++)
-            run_phase(p->level, phase, &t);
+            if (has_phase(t.ffn, phase))
+                run_phase(p->level, phase, &t);
     }
 }
 
@@ -90,10 +111,11 @@ static void run_team(void *context, int index, int count) {
     struct tile t = task_tile(p, index, count, 1);
     for (int64_t token = 0; token < p->tokens; token += p->tile_tokens) {
         place_tile(p, &t, token, p->tokens);
-        for (int phase = 0; phase < PHASES; phase++) {
-            run_phase(p->level, phase, &t);
-            p->pool->meet();
-        }
+        for (int phase = 0; phase < PHASES; phase++)
+            if (has_phase(t.ffn, phase)) {
+                run_phase(p->level, phase, &t);
+                p->pool->meet();
+            }
     }
 }
 
@@ -112,21 +134,24 @@ static void run_together(struct pass *p, int threads) {
     }
     for (p->token = 0; p->token < p->tokens; p->token += p->tile_tokens)
         for (p->phase = 0; p->phase < PHASES; p->phase++)
-            p->pool->run(threads, run_share, p);
+            if (has_phase(p->tile.ffn, p->phase))
+                p->pool->run(threads, run_share, p);
 }
 
 int ffn_forward_on(const struct ffn_pool *pool, const struct ffn *f, const float *x, float *y, int64_t tokens,
                    int threads) {
     if (threads < 1 || tokens * work_per_token(f) < TEAM_WORK)
         threads = 1;
-    const int64_t own = pool && !pool->meet ? OWN_TOKENS_APART : OWN_TOKENS;
-    const int together = threads > 1 && (tokens < own * threads || f->table_bytes > OWN_TABLES);
+    const int in_order = slices_pay(f, smaller(tokens, TILE_TOKENS)) && f->table_bytes > OWN_TABLES;
+    const int together = threads > 1 && (tokens < OWN_TOKENS * threads || in_order);
     struct pass p = {.level = level_current(), .pool = pool, .tile = {.ffn = f, .x = x, .y = y}, .tokens = tokens};
-    p.tile_tokens = smaller(together ? tokens : (tokens + threads - 1) / threads, TILE_TOKENS);
+    const int64_t share = together ? tokens : (tokens + threads - 1) / threads;
+    const int whole_rows = !slices_pay(f, smaller(share, TILE_TOKENS)) && rows_fit(f, ROWS_TILE);
+    p.tile_tokens = even_part(share, whole_rows ? ROWS_TILE : TILE_TOKENS);
     p.buffers = tile_buffers(&p.tile, NULL, p.tile_tokens);
     p.work = aligned((size_t)work_floats(f) * 4);
-    p.scales = aligned(QUANTISED_TOKENS * 8);
-    p.each = aligned(p.buffers + p.work + p.scales + QUANTISED_TOKENS * (size_t)quantised_width(f) * 2);
+    p.state = aligned(QUANTISED_TOKENS * 8 + sizeof(struct fetch)); /* scales and sums, and what is fetched */
+    p.each = aligned(p.buffers + p.work + p.state + QUANTISED_TOKENS * (size_t)quantised_width(f) * 2);
     p.memory = scratch((size_t)threads * p.each);
     if (!p.memory)
         return -1;

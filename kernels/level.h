@@ -38,8 +38,9 @@ struct level {
     void (*margin)(const float *z, int64_t bits, int64_t count, int32_t *codes, float *scores);
     void (*margin_backward)(const float *z, const float *scores, const float *grad_scores, int64_t bits, int64_t count,
                             float *grad_z);
-    void (*forward_inputs)(const struct tile *);
+    void (*forward_code)(const struct tile *);
     void (*forward_hash)(const struct tile *);
+    void (*forward_neurons)(const struct tile *);
     void (*forward_outputs)(const struct tile *);
     void (*linear_part)(const struct linear_part *);
 };

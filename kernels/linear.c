@@ -8,6 +8,8 @@
 #include "memory.h"
 #include "tile.h"
 
+enum { OWN_TOKENS = 32 }; /* a thread, from which on each has tokens of its own */
+
 /* Scales, sums, one panel's outputs and the rounded inputs of QUANTISED_TOKENS. */
 static size_t part_bytes(int64_t k) {
     size_t bytes = QUANTISED_TOKENS * (4 + 4 + PANEL * 4 + (size_t)quantised_stride(k) * 2);

@@ -109,8 +109,11 @@ INLINE void prefetch_slice(const struct tile *t, int64_t n, int64_t group, int64
         __builtin_prefetch(f->table_rows + (first + row) * f->row_bytes + column, 0, 2);
 }
 
+/* Compiled by themselves: beside other code the compiler holds sums in memory. */
+#define APART static __attribute__((noinline))
+
 /* Whole rows, which come from memory in long bursts, a group's while those of the next are on their way. */
-static void read_whole_rows(const struct tile *t, int64_t column, int64_t column_end) {
+APART void read_whole_rows(const struct tile *t, int64_t column, int64_t column_end) {
     const int64_t groups = t->ffn->groups;
     for (int64_t n = 0; n < t->tokens; n++)
         for (int64_t group = 0; group < groups; group++) {
@@ -127,7 +130,7 @@ static void read_whole_rows(const struct tile *t, int64_t column, int64_t column
 
 /* Slices of ROW_UNIT columns of one group's tables, which stay in the second-level cache while all tokens stream past;
  * the next slice is on its way meanwhile. */
-static void read_slices(const struct tile *t, int64_t column, int64_t column_end) {
+APART void read_slices(const struct tile *t, int64_t column, int64_t column_end) {
     const int64_t groups = t->ffn->groups;
     for (; column < column_end; column += ROW_UNIT)
         for (int64_t group = 0; group < groups; group++) {
@@ -140,11 +143,10 @@ static void read_slices(const struct tile *t, int64_t column, int64_t column_end
         }
 }
 
-/* A slice is fetched whole, so it takes enough tokens that read most of it. */
 static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_end) {
-    if (t->tokens < READ_TILE || t->tokens < t->ffn->rows * 3 / 4)
-        read_whole_rows(t, column, column_end);
-    else
+    if (slices_pay(t->ffn, t->tokens))
         read_slices(t, column, column_end);
+    else
+        read_whole_rows(t, column, column_end);
 }
 #endif

@@ -3,12 +3,13 @@
 #define COMPRESS_TILE_H
 
 #include "ffn.h"
+#include "memory.h"
 
 enum { TILE_TOKENS = 512 };
-enum { OWN_TOKENS = 32 };       /* a thread, from which on each has tokens of its own */
-enum { OWN_TOKENS_APART = 4 };  /* likewise where tasks cannot meet, and each phase is a round of them */
 enum { TEAM_WORK = 1 << 17 };   /* multiply-adds, from which on more than one thread pays */
-enum { READ_TILE = 64 };        /* from so many tokens on tables are read in slices that stay cached */
+enum { ROWS_TILE = 16 };        /* tokens at a time that read whole rows, where these fit: */
+enum { ROWS_CACHED = 4 << 20 }; /* bytes of rows that are fetched long before they are read */
+enum { PREFETCH_TOKENS = 4 };   /* up to so many, a thread's whole rows are fetched as soon as they are known */
 enum { QUANTISED_TOKENS = 96 }; /* at a time: they stay in the second-level cache while all weights stream past */
 enum { HASHED_TOKENS = 48 };    /* by matrices in panels, at a time */
 
@@ -18,6 +19,14 @@ struct quantised {
     float *scales;    /* [tokens] */
     int32_t *sums;    /* [tokens]: of the values, where they are bytes */
     int64_t stride;   /* in bytes */
+};
+
+/* Rows that are fetched while matrices are multiplied (fetch.h). */
+struct fetch {
+    const char *rows;          /* of all tables, from the first column that is read */
+    const int32_t *next, *end; /* numbers of rows */
+    int64_t row_bytes;
+    int64_t lines, line;       /* cache lines of a row that are read, and the next one of the next row */
 };
 
 struct tile {
@@ -31,6 +40,7 @@ struct tile {
     float *out;     /* [tokens, out_width] */
     float *work;    /* work_floats for this thread */
     struct quantised q; /* room for QUANTISED_TOKENS, for this thread */
+    struct fetch *fetch; /* this thread's */
     int rank, size; /* this thread's place in the team */
 };
 
@@ -39,6 +49,22 @@ static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 /* This thread's share of n units of work. */
 static inline int64_t share(const struct tile *t, int64_t n) { return n * t->rank / t->size; }
 static inline int64_t share_end(const struct tile *t, int64_t n) { return n * (t->rank + 1) / t->size; }
+
+/* Bytes of ROW_UNIT columns of a row. */
+static inline int64_t row_unit_bytes(const struct ffn *f) {
+    return ROW_UNIT * (f->table_dtype == INT8 ? 1 : f->table_dtype == BFLOAT16 ? 2 : 4);
+}
+
+/* So many tokens read tables in slices that stay cached: the bytes of a table are worth reading in order. */
+static inline int slices_pay(const struct ffn *f, int64_t tokens) {
+    enum { READ_TILE = 64 };
+    return tokens >= READ_TILE && tokens >= f->rows * 3 / 4;
+}
+
+/* So many tokens' rows may be fetched before they are read. */
+static inline int rows_fit(const struct ffn *f, int64_t tokens) {
+    return tokens * f->tables * f->cells * f->row_bytes <= ROWS_CACHED;
+}
 
 static inline int64_t quantised_stride(int64_t k) { return (k + PANEL - 1) / PANEL * PANEL; }
 

@@ -1,0 +1,33 @@
+/* Table rows go to the cache while matrices are multiplied, a few lines at a time: a processor keeps some dozen lines on
+ * their way at once, and asking for more stops it until they have come. */
+#ifndef COMPRESS_FETCH_H
+#define COMPRESS_FETCH_H
+
+#include "tile.h"
+
+enum { FETCH_EVERY = 16, FETCH_LINES = 8 }; /* lines for so many k of a block of outputs: some 10 GB/s */
+
+/* The columns that this thread reads of all its tile's rows; nothing where they have been fetched, are read in order, or too many. */
+static inline void fetch_start(const struct tile *t) {
+    const struct ffn *f = t->ffn;
+    const int64_t units = f->out_width / ROW_UNIT, column = share(t, units);
+    const int before = t->size == 1 && t->tokens <= PREFETCH_TOKENS;
+    const int none = before || slices_pay(f, t->tokens) || !rows_fit(f, t->tokens);
+    *t->fetch = (struct fetch){
+        .rows = f->table_rows + column * row_unit_bytes(f),
+        .next = t->index, .end = t->index + (none ? 0 : t->tokens * f->cells * f->groups * PANEL),
+        .row_bytes = f->row_bytes, .lines = (share_end(t, units) - column) * row_unit_bytes(f) / CACHE_LINE,
+    };
+}
+
+static inline int fetch_left(const struct fetch *f) { return f && f->next < f->end; }
+
+static inline void fetch_some(struct fetch *f) {
+    for (int n = 0; n < FETCH_LINES && f->next < f->end; n++) {
+        __builtin_prefetch(f->rows + *f->next * f->row_bytes + f->line * CACHE_LINE, 0, 2);
+        if (++f->line >= f->lines)
+            f->line = 0, f->next++;
+    }
+}
+
+#endif
