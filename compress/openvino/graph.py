@@ -145,10 +145,15 @@ def arguments(batch: Mapping[str, Tensor], names: Sequence[str], past: int = 0) 
     """
     values = dict(batch)
     if (ids := values.get("input_ids")) is not None:
-        mask = values.setdefault("attention_mask", torch.ones(ids.shape[0], past + ids.shape[1], dtype=torch.long))
-        values.setdefault("token_type_ids", torch.zeros_like(ids))
-        values.setdefault("position_ids", positions(mask, ids.shape[1]))
-        values.setdefault(BEAM, torch.arange(ids.shape[0], dtype=torch.int32))
+        if "attention_mask" not in values:
+            values["attention_mask"] = torch.ones(ids.shape[0], past + ids.shape[1], dtype=torch.long)
+        missing = set(names) - values.keys()
+        if "token_type_ids" in missing:
+            values["token_type_ids"] = torch.zeros_like(ids)
+        if "position_ids" in missing:
+            values["position_ids"] = positions(values["attention_mask"], ids.shape[1])
+        if BEAM in missing:
+            values[BEAM] = torch.arange(ids.shape[0], dtype=torch.int32)
     return {name: values[name].numpy() for name in names}
 
 
@@ -191,7 +196,7 @@ class Compiled(nn.Module):
         """Answer a batch; what it leaves out is that of sequences without padding. cache: tokens in the state."""
         if self.stateful and cache is None:
             self.request.reset_state()
-        answers = self.request.infer(arguments(batch, self.names, cache or 0))
+        answers = self.request.infer(arguments(batch, self.names, cache or 0), share_inputs=True)
         made = Answer({name: torch.from_numpy(value) for port, value in answers.items() for name in port.names})
         if self.stateful:
             made.cache = (cache or 0) + batch["input_ids"].shape[1]
