@@ -64,6 +64,15 @@ INLINE const char *gemm_weight(const struct gemm *g, const char *panels, int64_t
     return panels + v / PANEL_VECTORS * g->panel_bytes + (step * PANEL_VECTORS + v % PANEL_VECTORS) * LANES * 4;
 }
 
+/* Fetch the block that comes next, as far as this one has come (behind the last, whatever lies there): what the processor
+ * fetches of its own accord comes too late. */
+INLINE void gemm_fetch_next(const struct gemm *g, const char *panels, int64_t step, const int vectors) {
+    const int count = vectors / PANEL_VECTORS;
+#pragma GCC unroll 8
+    for (int panel = 0; panel < count; panel++)
+        __builtin_prefetch(panels + (count + panel) * g->panel_bytes + step * PANEL * 4, 0, 2);
+}
+
 /* What vector v of a token's sums starts from. */
 INLINE vf gemm_start(const struct gemm *g, int64_t token, int64_t panel, int v) {
     if (g->bias)
@@ -87,6 +96,7 @@ INLINE void gemm_block(const struct gemm *g, int64_t token, int64_t panel, const
 #pragma GCC unroll 16
             for (int v = 0; v < vectors; v++)
                 w[v] = v_load((const float *)gemm_weight(g, panels, k, v));
+            gemm_fetch_next(g, panels, k, vectors);
             gemm_step(g, x, k, w, sums, tokens, vectors);
         }
     } else {
@@ -97,6 +107,7 @@ INLINE void gemm_block(const struct gemm *g, int64_t token, int64_t panel, const
                 w[v] = (vf)(pair << 16);
                 odd[v] = (vf)(pair & 0xffff0000u);
             }
+            gemm_fetch_next(g, panels, k / 2, vectors);
             gemm_step(g, x, k, w, sums, tokens, vectors);
             if (k + 1 < g->k)
                 gemm_step(g, x, k + 1, odd, sums, tokens, vectors);
@@ -115,6 +126,7 @@ INLINE void gemm_pairs(const struct gemm *g, const char *x, const char *panels, 
                        const int tokens, const int vectors) {
     vi w[8 * PANEL_VECTORS];
     for (int64_t k = from; k < to; k += 4) {
+        gemm_fetch_next(g, panels, k / 4, vectors);
 #pragma GCC unroll 2
         for (int odd = 0; odd < 2; odd++) {
 #pragma GCC unroll 16
@@ -143,6 +155,7 @@ INLINE void gemm_bytes(const struct gemm *g, const char *x, const char *panels, 
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++)
             w[v] = _mm512_xor_si512(_mm512_loadu_si512(gemm_weight(g, panels, k / 4, v)), sign);
+        gemm_fetch_next(g, panels, k / 4, vectors);
 #pragma GCC unroll 16
         for (int t = 0; t < tokens; t++) {
             int32_t four;

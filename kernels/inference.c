@@ -9,7 +9,7 @@
 #include "tile.h"
 
 enum { OWN_TOKENS = 4 };        /* a thread, from which on each has tokens of its own */
-enum { OWN_TABLES = 16 << 20 }; /* bytes of tables that each thread may read in slices for itself */
+enum { OWN_TABLES = 64 << 20 }; /* bytes of tables that each thread may read in slices for itself */
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
