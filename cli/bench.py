@@ -47,7 +47,10 @@ def bench(
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens of a pass.")] = "1,16,512",
     layers: Annotated[int, typer.Option(min=1, help="Different layers in a pass.")] = 4,
     whole: Annotated[
-        bool, typer.Option("--whole", help="The whole model of a checkpoint, not its FFNs alone; PyTorch and OpenVINO.")
+        bool,
+        typer.Option(
+            "--whole", help="The whole model of a checkpoint, not its FFNs alone; PyTorch, OpenVINO, llama.cpp."
+        ),
     ] = False,
     config: Annotated[
         str | None,

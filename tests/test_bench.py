@@ -97,10 +97,11 @@ def test_a_pass_goes_over_every_timed_layer_once() -> None:
     layers = [lambda x, i=i: seen.append(i) for i in range(3)]
     stack = run.ColdStack(run.Variant("v", layers, torch.float32, lambda tokens: 0.0), machine.Memory(), 8, 2)
     stack.prepare(0)
-    assert seen == [2]  # the spare one, which only warms up
+    assert {*seen} == {2}  # the spare one, which only warms up
+    seen.clear()
     first = stack.inputs[0]
     stack.run()
-    assert seen == [2, 0, 1]
+    assert seen == [0, 1]
     stack.prepare(1)
     assert not torch.equal(stack.inputs[0], first)
 

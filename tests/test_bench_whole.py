@@ -86,12 +86,14 @@ def test_models_of_known_sizes_generate_token_by_token(small):
     names = {*TORCH, "compressed, torch float32", "compressed, torch int8"}
     if all(importlib.util.find_spec(name) for name in ("openvino", "nncf")):
         names |= {*OPENVINO, "compressed, openvino float32", "compressed, openvino int8"}
+    if all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf")):
+        names |= {"llama.cpp Q8_0", "llama.cpp Q4_0"}
     assert all(row["seconds"].keys() == names for row in result["rows"])
     for name, spent in result["rows"][0]["parts"].items():
         assert spent.keys() == set(PARTS)
         assert all(taken > 0 for part, taken in spent.items() if part != "FFNs" or "without" not in name)
     only = json.loads(CliRunner().invoke(app, [*arguments, "--only", "torch"]).stdout)
-    assert not any("openvino" in name for row in only["rows"] for name in row["seconds"])
+    assert not any("openvino" in name or "llama" in name for row in only["rows"] for name in row["seconds"])
 
 
 def test_a_model_of_known_sizes_shares_all_but_its_ffns(small):

@@ -18,11 +18,12 @@ from .machine import Memory, last_level_cache
 FORMAT = 1
 BATCHES = (1, 16, 512)
 SETTLING = 0.05  # seconds in which the threads of the last engine, which wait busily for more work, go to sleep
+WAKING = 0.02  # seconds: a thread that was asleep may first be put on the processor of the one that waits for it
 SECONDS = 6.0  # of measuring a batch size, where the least rounds do not take longer
 
 
 class ColdStack:
-    """A pass over all timed layers of a variant, caches swept before it; code and interpreter are warm again."""
+    """A pass over all timed layers of a variant, caches swept before it; code and threads are warm again."""
 
     def __init__(self, variant: Variant, memory: Memory, width: int, tokens: int) -> None:
         self.variant, self.memory, self.width, self.tokens = variant, memory, width, tokens
@@ -36,7 +37,10 @@ class ColdStack:
         shape = (len(self.variant.layers), self.tokens, self.width)
         self.inputs = list(torch.randn(shape, generator=generator).to(self.variant.dtype))
         time.sleep(SETTLING)
+        begin = time.perf_counter()
         self.spare(self.inputs[-1])
+        while time.perf_counter() - begin < WAKING:
+            self.spare(self.inputs[-1])
 
     def run(self) -> object:
         """Run every timed layer."""

@@ -1,4 +1,4 @@
-"""The whole model in every way that a user might run it: PyTorch and OpenVINO, dense and compressed."""
+"""The whole model in every way that a user might run it: PyTorch, OpenVINO and llama.cpp, dense and compressed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..evaluate.tables import table
 from ..evaluate.wording import time_text
 from ..models import Pretrained
 from ..sites import StandIn, check_replaceable, example_inputs, find_sites, swap, usable_token_ids
+from . import llamacpp
 from .engines import installed
 from .parts import PARTS, parts_of, seconds_by_part
 from .run import FORMAT
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 
 REFERENCE = "torch float32"
 COMPRESSED = "compressed"
-ENGINES = ("torch", "openvino")
+ENGINES = ("torch", "openvino", "llamacpp")
 BOUND = "without FFNs"
 DEFAULT_SHAPES = {False: [Shape(1, 16), Shape(32, 32)], True: [Shape(1, 1, 128), Shape(1, 128)]}  # of causal models?
+_INT8 = ("int8", "Q8_0")  # how the names of models in 8 bits end
 _CALIBRATION = 16  # batches that int8 takes ranges from; speed does not depend on them
 
 
@@ -61,6 +63,8 @@ def bench_model(
         runs = dict(_torch_models(dense, compressed))
         if "openvino" in engines:
             runs |= _openvino_models(dense, compressed, source, count, left_out)
+        if "llamacpp" in engines and dense.task == "causal":
+            runs |= _llamacpp_models(dense, shapes, count, left_out)
         for shape in shapes:
             passes = {
                 name: contestant(run, source, shape, torch.bfloat16 if name.endswith("bfloat16") else torch.float32)
@@ -101,7 +105,7 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table]:
             ["", "time", "against torch float32", "against the best dense int8"],
         )
         seconds = row["seconds"]
-        best = min(seconds[name] for name in seconds if name.endswith("int8") and not name.startswith(COMPRESSED))
+        best = min(seconds[name] for name in seconds if name.endswith(_INT8) and not name.startswith(COMPRESSED))
         for name, taken in seconds.items():
             made.add_row(name, time_text(taken), f"{seconds[REFERENCE] / taken:.2f}x", f"{best / taken:.2f}x")
         yield made
@@ -164,3 +168,21 @@ def _openvino_models(
                 continue
             runs[f"{prefix}{name}{suffix}"] = Compiled(core, made, INFERENCE_NUM_THREADS=threads)
     return runs
+
+
+def _llamacpp_models(
+    dense: Pretrained, shapes: Sequence[Shape], threads: int, left_out: dict[str, str]
+) -> dict[str, nn.Module]:
+    """The dense model in llama.cpp's kinds of numbers: it has no operation for a student."""
+    kinds = {f"llama.cpp {kind}": number for kind, number in llamacpp.KINDS.items()}
+    missing = next((name for name in ("llama_cpp", "gguf") if not installed(name)), None)
+    if missing is not None:
+        left_out |= dict.fromkeys(kinds, f"{missing} is not installed (pip install 'compress-lookup[llamacpp]')")
+        return {}
+    context = max(2 * shape.past or shape.sequences * shape.tokens for shape in shapes)
+    sequences = max(shape.sequences for shape in shapes)
+    try:
+        return dict(llamacpp.llamacpp_models(dense.model, kinds, context, sequences, threads))
+    except CompressError as error:
+        left_out |= dict.fromkeys(kinds, error.message)
+        return {}
