@@ -7,7 +7,8 @@
 
 enum { FETCH_EVERY = 16, FETCH_LINES = 8 }; /* lines for so many k of a block of outputs: some 10 GB/s */
 
-/* The columns that this thread reads of all its tile's rows; nothing where they have been fetched, are read in order, or too many. */
+/* The columns that this thread reads of all its tile's rows; nothing where rows have been fetched, are read in order or
+ * are too many. */
 static inline void fetch_start(const struct tile *t) {
     const struct ffn *f = t->ffn;
     const int64_t units = f->out_width / ROW_UNIT, column = share(t, units);
