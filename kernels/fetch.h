@@ -13,7 +13,7 @@ static inline void fetch_start(const struct tile *t) {
     const struct ffn *f = t->ffn;
     const int64_t units = f->out_width / ROW_UNIT, column = share(t, units);
     const int before = t->size == 1 && t->tokens <= PREFETCH_TOKENS;
-    const int none = before || slices_pay(f, t->tokens) || !rows_fit(f, t->tokens);
+    const int none = before || t->slices || !rows_fit(f, t->tokens);
     *t->fetch = (struct fetch){
         .rows = f->table_rows + column * row_unit_bytes(f),
         .next = t->index, .end = t->index + (none ? 0 : t->tokens * f->cells * f->groups * PANEL),

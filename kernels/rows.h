@@ -68,7 +68,7 @@ INLINE void read_columns(const struct tile *t, int64_t column, int64_t column_en
         while (vectors > left)
             vectors -= vectors > 8 ? 8 : vectors / 2;
         int64_t slice = f->rows * vectors * LANES * row_number_bytes(dtype);
-        int64_t group = !slices_pay(f, t->tokens) ? f->tables : slice < READ_CACHE ? READ_CACHE / slice : 1;
+        int64_t group = !t->slices ? f->tables : slice < READ_CACHE ? READ_CACHE / slice : 1;
         for (int64_t table = 0; table < f->tables; table += group) {
             int64_t end = lesser(table + group, f->tables);
 #if LANES == 16

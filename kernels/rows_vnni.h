@@ -144,7 +144,7 @@ APART void read_slices(const struct tile *t, int64_t column, int64_t column_end)
 }
 
 static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_end) {
-    if (slices_pay(t->ffn, t->tokens))
+    if (t->slices)
         read_slices(t, column, column_end);
     else
         read_whole_rows(t, column, column_end);

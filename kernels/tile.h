@@ -41,6 +41,7 @@ struct tile {
     float *work;    /* work_floats for this thread */
     struct quantised q; /* room for QUANTISED_TOKENS, for this thread */
     struct fetch *fetch; /* this thread's */
+    int slices;     /* tables are read in slices that stay cached, not row by row */
     int rank, size; /* this thread's place in the team */
 };
 
@@ -53,12 +54,6 @@ static inline int64_t share_end(const struct tile *t, int64_t n) { return n * (t
 /* Bytes of ROW_UNIT columns of a row. */
 static inline int64_t row_unit_bytes(const struct ffn *f) {
     return ROW_UNIT * (f->table_dtype == INT8 ? 1 : f->table_dtype == BFLOAT16 ? 2 : 4);
-}
-
-/* So many tokens read tables in slices that stay cached: the bytes of a table are worth reading in order. */
-static inline int slices_pay(const struct ffn *f, int64_t tokens) {
-    enum { READ_TILE = 64 };
-    return tokens >= READ_TILE && tokens >= f->rows * 3 / 4;
 }
 
 /* So many tokens' rows may be fetched before they are read. */
