@@ -49,12 +49,18 @@ class LlamaCpp(nn.Module):
         settings.use_mmap = False  # the file goes away
         self.model = library.llama_model_load_from_file(str(path).encode(), settings)
         if not self.model:
-            raise CompressError(f"llama.cpp does not load {path.name}", where="llama.cpp", remedy="install another one")
+            raise CompressError(
+                f"llama.cpp does not load {path.name}", where="llama.cpp", remedy="leave it out: --only"
+            )
         context_settings = library.llama_context_default_params()
         context_settings.n_ctx = context_settings.n_batch = context_settings.n_ubatch = context
         context_settings.n_seq_max, context_settings.kv_unified = sequences, True
         context_settings.n_threads = context_settings.n_threads_batch = threads
         self.context = library.llama_init_from_model(self.model, context_settings)
+        if not self.context:
+            raise CompressError(
+                f"llama.cpp has no memory for {context} tokens", where="llama.cpp", remedy="leave it out: --only"
+            )
         self.vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self.model))
 
     def __del__(self) -> None:
