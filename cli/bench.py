@@ -39,10 +39,10 @@ def bench(
     neurons: Annotated[int, typer.Option(min=0)] = 0,
     read: Annotated[str, typer.Option(help="top1 or top2.")] = "top1",
     table_dtype: Annotated[
-        str | None, typer.Option(help="int8, bfloat16, float32; by default every width, matrices alike.")
+        str | None, typer.Option(help="int4, int8, bfloat16, float32; by default every width, matrices alike.")
     ] = None,
     hash_dtype: Annotated[
-        str | None, typer.Option(help="Of the student's matrices; by default as its tables, w8a8 for int8.")
+        str | None, typer.Option(help="Of the student's matrices; by default as its tables, w8a8 for integers.")
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens of a pass.")] = "1,16,512",
     layers: Annotated[int, typer.Option(min=1, help="Different layers in a pass.")] = 4,

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 PROJECTIONS = ("hadamard", "lowrank", "dense", "bh4", "acdc")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh", "sigmoid")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+HALF_BYTES = torch.uint8  # what tables in 4 bits are stored as, two columns a byte (lookup/int4.py)
 
 SETTINGS = 14  # integers that describe one packed LookupFFN
 PANEL = 16  # outputs of a matrix that lie side by side
+ROW_UNIT = 64  # columns of a table's rows that are read together
 HUGE_PAGE = 2 << 20
 BH4_FACTORS = 4
 HADAMARD_FACTORS = 2
@@ -32,8 +34,13 @@ ACDC_LAYERS = 4
 SCALE = "_scale"  # behind the name of a matrix in int8: one float32 an output, matrix = scale * int8
 
 
+def half_bytes(width: int) -> int:
+    """Bytes of a row of `width` columns in 4 bits."""
+    return -(-width // ROW_UNIT) * ROW_UNIT // 2
+
+
 def parameter_shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a packed LookupFFN has, scales of int8 tables and matrices aside."""
+    """Names and shapes of the tensors of a packed LookupFFN, tables not in 4 bits; scales of integers aside."""
     shapes: dict[str, tuple[int, ...]] = {"bias": (g.d_out,)}
     if g.rank:
         shapes |= {"code.weight": (g.rank, g.d_in), "code.bias": (g.rank,), "linear.weight": (g.d_out, g.rank)}
@@ -66,8 +73,10 @@ def matrices(g: Geometry) -> list[str]:
 def _checked(params: Mapping[str, Tensor], g: Geometry) -> tuple[torch.dtype, torch.dtype]:
     """Dtypes of the weight matrices and of the tables; KernelError where tensors are missing, extra or do not fit."""
     shapes, weights = parameter_shapes(g), matrices(g)
-    if "tables" in params and params["tables"].dtype == torch.int8:
+    if "tables" in params and params["tables"].dtype in (torch.int8, HALF_BYTES):
         shapes["scales"] = (g.tables,)
+    if "tables" in params and params["tables"].dtype == HALF_BYTES:
+        shapes["tables"] = (g.tables, g.rows, half_bytes(g.d_out))
     shapes |= {
         name + SCALE: shapes[name][:-1] for name in weights if name in params and params[name].dtype == torch.int8
     }
@@ -81,7 +90,8 @@ def _checked(params: Mapping[str, Tensor], g: Geometry) -> tuple[torch.dtype, to
             raise _misfit(f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
         if tensor.device.type != "cpu":
             raise _misfit(f"{name} is on {tensor.device}; the native kernel runs on the CPU")
-        allowed = DTYPES if name in ("tables", *weights) else DTYPES[:2] if name.endswith(".weight") else DTYPES[:1]
+        allowed = DTYPES if name in weights else DTYPES[:2] if name.endswith(".weight") else DTYPES[:1]
+        allowed = (*DTYPES, HALF_BYTES) if name == "tables" else allowed
         if tensor.dtype not in allowed:
             raise _misfit(f"{name} has dtype {tensor.dtype}, not one of {', '.join(map(str, allowed))}")
     if "scales" in params and not bool(((params["scales"] >= 0) & params["scales"].isfinite()).all()):
@@ -104,7 +114,7 @@ def settings(g: Geometry, weight_dtype: torch.dtype, table_dtype: torch.dtype, i
     """Tell the kernel everything about a packed LookupFFN in integers (enum setting in kernels/ffn.h)."""
     return [
         g.d_in, g.d_out, g.tables, g.bits, PROJECTIONS.index(g.projection), g.block, g.rank, g.neurons, int(g.gated),
-        ACTIVATIONS.index(g.activation), g.cells, DTYPES.index(table_dtype), DTYPES.index(weight_dtype),
+        ACTIVATIONS.index(g.activation), g.cells, (*DTYPES, HALF_BYTES).index(table_dtype), DTYPES.index(weight_dtype),
         input_bits,
     ]  # fmt: skip
 
@@ -234,8 +244,9 @@ def prepare(
     tables = huge_buffer(extension, layout["table_bytes"])
     if g.tables:
         rows = tables.view(table_dtype).view(g.tables, g.rows, -1)  # [H, R, d_out padded]
-        rows[..., : g.d_out] = params["tables"]
-        rows[..., g.d_out :] = 0
+        stored = params["tables"].shape[-1]
+        rows[..., :stored] = params["tables"]
+        rows[..., stored:] = 0
     return [weights, tables], numbers
 
 

@@ -5,9 +5,6 @@
 
 const struct level LEVEL(level) = {
     .name = LEVEL_NAME,
-#ifdef LEVEL_VNNI
-    .integer_rows = 1,
-#endif
     .gather_columns = GATHER_VECTORS * LANES,
     .gather = LEVEL(gather),
     .gather_backward = LEVEL(gather_backward),

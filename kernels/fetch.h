@@ -11,13 +11,14 @@ enum { FETCH_EVERY = 16, FETCH_LINES = 8 }; /* lines for so many k of a block of
  * are too many. */
 static inline void fetch_start(const struct tile *t) {
     const struct ffn *f = t->ffn;
-    const int64_t units = f->out_width / ROW_UNIT, column = share(t, units);
+    const int64_t units = f->out_width / ROW_UNIT;
+    const int64_t from = row_at(f, share(t, units) * ROW_UNIT) / CACHE_LINE * CACHE_LINE;
     const int before = t->size == 1 && t->tokens <= PREFETCH_TOKENS;
     const int none = before || t->slices || !rows_fit(f, t->tokens);
     *t->fetch = (struct fetch){
-        .rows = f->table_rows + column * row_unit_bytes(f),
+        .rows = f->table_rows + from,
         .next = t->index, .end = t->index + (none ? 0 : t->tokens * f->cells * f->groups * PANEL),
-        .row_bytes = f->row_bytes, .lines = (share_end(t, units) - column) * row_unit_bytes(f) / CACHE_LINE,
+        .row_bytes = f->row_bytes, .lines = (row_at(f, share_end(t, units) * ROW_UNIT) - from + CACHE_LINE - 1) / CACHE_LINE,
     };
 }
 

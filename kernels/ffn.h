@@ -4,7 +4,9 @@
  *   y = U h + W_down (act(W_gate x) * W_up x) + bias + sum of weighted table rows
  *
  * Matrices lie in panels of PANEL outputs: float32 as [panel][k][PANEL], bfloat16 as [panel][k / 2][PANEL][2], int8 as
- * [panel][k / 4][PANEL][4], the layout of dot products of bytes. The format is the same for every instruction set. */
+ * [panel][k / 4][PANEL][4], the layout of dot products of bytes. Rows in 4 bits lie in units of ROW_UNIT columns: as a
+ * signed byte, byte j of a unit is 16 (column j + ROW_UNIT / 2) + (column j) + 8. The format is the same for every
+ * instruction set. */
 #ifndef COMPRESS_FFN_H
 #define COMPRESS_FFN_H
 
@@ -15,7 +17,7 @@ enum { PANEL = 16, ROW_UNIT = 64, MAX_BITS = 16 };
 
 enum projection { HADAMARD, LOWRANK, DENSE, BH4, ACDC };
 enum activation { GELU, GELU_TANH, QUICK_GELU, RELU, RELU2, SILU, TANH, SIGMOID };
-enum dtype { FLOAT32, BFLOAT16, INT8 };
+enum dtype { FLOAT32, BFLOAT16, INT8, INT4 /* tables alone */ };
 
 /* The numbers that Python passes, in this order. */
 enum setting {
@@ -39,7 +41,7 @@ enum part {
     DOWN,         /* panels over the neurons */
     DOWN_SCALE,
     OUTPUT_BIAS,  /* float32 [out_width] */
-    SCALES,       /* float32 [groups * PANEL], int8 tables only */
+    SCALES,       /* float32 [groups * PANEL], integer tables only */
     SHARPNESS,    /* float32: 2 / exp(log_temperature), two cells only */
     ROTATIONS,    /* float32 [2, width]: cosines and sines of the fast DCT, ACDC only */
     PARTS
@@ -65,6 +67,14 @@ struct ffn {
     int64_t weight_bytes, table_bytes;  /* of the two buffers */
     const char *weights, *table_rows;
 };
+
+/* Bytes of a row's columns, which are whole units where they are in 4 bits. */
+static inline int64_t row_columns_bytes(int64_t columns, int64_t dtype) {
+    return dtype == FLOAT32 ? columns * 4 : dtype == BFLOAT16 ? columns * 2 : dtype == INT8 ? columns : columns / 2;
+}
+
+/* Whether rows are integers, in units of their table's scale. */
+static inline int integer_rows(const struct ffn *f) { return f->table_dtype == INT8 || f->table_dtype == INT4; }
 
 static inline const float *part_floats(const struct ffn *f, int part) {
     return (const float *)(f->weights + f->offset[part]);

@@ -12,7 +12,7 @@
 
 enum { PANEL_VECTORS = PANEL / LANES };
 enum { EXACT = 512, EXACT_BYTES = 1 << 15 }; /* 512 * 32767 * 128 and 2^15 * 127 * 255 are below 2^31 */
-enum { INT8_BYTES = INT8 + 1 };              /* int8 weights, and bytes for x */
+enum { INT8_BYTES = INT4 + 1 };              /* int8 weights, and bytes for x */
 
 /* The micro-kernel holds tokens x panels in registers: 24, 12 or 8 vectors of sums by how many registers there are. */
 #if LANES == 16

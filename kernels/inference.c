@@ -19,12 +19,10 @@ static int64_t even_part(int64_t n, int64_t most) {
     return parts > 0 ? (n + parts - 1) / parts : n;
 }
 
-/* Whether a tile of so many tokens reads most of each table, and does so faster in order than rows fetched ahead, which
- * integer sums alone are fast enough for. */
-static int slices_pay(const struct level *level, const struct ffn *f, int64_t tokens) {
+/* Whether a tile of so many tokens reads most of each table, and its rows are too many to be fetched ahead. */
+static int slices_pay(const struct ffn *f, int64_t tokens) {
     enum { READ_TILE = 64 };
-    const int integers = level->integer_rows && f->table_dtype == INT8;
-    return tokens >= READ_TILE && tokens >= f->rows * 3 / 4 && (integers || !rows_fit(f, ROWS_TILE));
+    return tokens >= READ_TILE && tokens >= f->rows * 3 / 4 && !rows_fit(f, ROWS_TILE);
 }
 
 static size_t aligned(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
@@ -150,12 +148,11 @@ int ffn_forward_on(const struct ffn_pool *pool, const struct ffn *f, const float
                    int threads) {
     if (threads < 1 || tokens * work_per_token(f) < TEAM_WORK)
         threads = 1;
-    const struct level *level = level_current();
-    const int in_order = slices_pay(level, f, smaller(tokens, TILE_TOKENS)) && f->table_bytes > OWN_TABLES;
+    const int in_order = slices_pay(f, smaller(tokens, TILE_TOKENS)) && f->table_bytes > OWN_TABLES;
     const int together = threads > 1 && (tokens < OWN_TOKENS * threads || in_order);
     const int64_t share = together ? tokens : (tokens + threads - 1) / threads;
-    struct pass p = {.level = level, .pool = pool, .tile = {.ffn = f, .x = x, .y = y}, .tokens = tokens};
-    p.tile.slices = slices_pay(level, f, smaller(share, TILE_TOKENS));
+    struct pass p = {.level = level_current(), .pool = pool, .tile = {.ffn = f, .x = x, .y = y}, .tokens = tokens};
+    p.tile.slices = slices_pay(f, smaller(share, TILE_TOKENS));
     p.tile_tokens = even_part(share, !p.tile.slices && rows_fit(f, ROWS_TILE) ? ROWS_TILE : TILE_TOKENS);
     p.buffers = tile_buffers(&p.tile, NULL, p.tile_tokens);
     p.work = aligned((size_t)work_floats(f) * 4);

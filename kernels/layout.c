@@ -13,11 +13,11 @@ static int64_t panel_bytes(int64_t outputs, int64_t k, int64_t dtype) {
     return outputs * round_up(k * dtype_bytes(dtype), 4);
 }
 
-/* Bytes from row to row. A slice of the columns of many rows would meet few sets of a cache where rows were a multiple of
+/* Bytes from row to row, whole lines. A slice of the columns of many rows would meet few sets of a cache where rows were a multiple of
  * four lines apart: one line more, and it meets all of them. */
 static int64_t row_stride(int64_t bytes) {
-    const int64_t lines = bytes / CACHE_LINE;
-    return lines % 4 == 0 ? bytes + CACHE_LINE : bytes;
+    const int64_t lines = round_up(bytes, CACHE_LINE) / CACHE_LINE;
+    return (lines % 4 == 0 ? lines + 1 : lines) * CACHE_LINE;
 }
 
 static int in_range(int64_t value, int64_t low, int64_t high) { return low <= value && value <= high; }
@@ -29,7 +29,7 @@ static int valid(const struct ffn *f) {
     return in_range(f->d_in, 1, most) && in_range(f->d_out, 1, most) && in_range(f->tables, 0, most) &&
            in_range(f->bits, 1, MAX_BITS) && in_range(f->projection, HADAMARD, ACDC) && in_range(f->rank, 0, most) &&
            in_range(f->neurons, 0, most) && in_range(f->gated, 0, 1) && in_range(f->activation, GELU, SIGMOID) &&
-           in_range(f->cells, 1, 2) && in_range(f->table_dtype, FLOAT32, INT8) &&
+           in_range(f->cells, 1, 2) && in_range(f->table_dtype, FLOAT32, INT4) &&
            in_range(f->weight_dtype, FLOAT32, INT8) &&
            (f->input_bits == 16 || (f->input_bits == 8 && f->weight_dtype == INT8)) &&
            round_up(f->tables, PANEL) << f->bits < (int64_t)1 << 31 &&
@@ -75,7 +75,7 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
     f->neuron_width = round_up(f->neurons, PANEL);
     f->input_width = f->rank_width + f->neuron_width + (f->gated ? f->neuron_width : 0);
     f->out_width = round_up(f->d_out, ROW_UNIT);
-    f->row_bytes = row_stride(f->out_width * dtype_bytes(f->table_dtype));
+    f->row_bytes = row_stride(row_columns_bytes(f->out_width, f->table_dtype));
     f->table_bytes = f->tables * f->rows * f->row_bytes;
 
     int64_t hash_outputs = f->groups * PANEL * f->bits;
@@ -99,7 +99,7 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
         f->bytes[HASH_BIAS] = (f->projection == HADAMARD ? f->groups * PANEL * f->bits : f->repeats * f->width) * 4;
         f->bytes[ROTATIONS] = f->projection == ACDC ? 2 * f->transform * 4 : 0;
     }
-    f->bytes[SCALES] = f->tables && f->table_dtype == INT8 ? f->groups * PANEL * 4 : 0;
+    f->bytes[SCALES] = f->tables && integer_rows(f) ? f->groups * PANEL * 4 : 0;
     if (f->weight_dtype == INT8) {
         f->bytes[INPUT_SCALE] = f->input_width * 4;
         f->bytes[LINEAR_SCALE] = f->bytes[DOWN_SCALE] = f->out_width * 4;

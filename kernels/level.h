@@ -32,7 +32,6 @@ struct linear_part;
 
 struct level {
     const char *name;
-    int integer_rows;        /* whether it sums int8 rows in integers (rows_vnni.h) */
     int64_t gather_columns;  /* columns a block of the training gather */
     void (*gather)(const struct gather_args *, int64_t token, int64_t token_end, int64_t column, int64_t column_end);
     void (*gather_backward)(const struct gather_backward_args *, int64_t column, int64_t column_end);

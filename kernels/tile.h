@@ -8,7 +8,7 @@
 enum { TILE_TOKENS = 512 };
 enum { TEAM_WORK = 1 << 17 };   /* multiply-adds, from which on more than one thread pays */
 enum { ROWS_TILE = 16 };        /* tokens at a time that read whole rows, where these fit: */
-enum { ROWS_CACHED = 4 << 20 }; /* bytes of rows that are fetched long before they are read */
+enum { ROWS_CACHED = 6 << 20 }; /* bytes of rows that are fetched long before they are read */
 enum { PREFETCH_TOKENS = 4 };   /* up to so many, a thread's whole rows are fetched as soon as they are known */
 enum { QUANTISED_TOKENS = 96 }; /* at a time: they stay in the second-level cache while all weights stream past */
 enum { HASHED_TOKENS = 48 };    /* by matrices in panels, at a time */
@@ -51,10 +51,8 @@ static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t share(const struct tile *t, int64_t n) { return n * t->rank / t->size; }
 static inline int64_t share_end(const struct tile *t, int64_t n) { return n * (t->rank + 1) / t->size; }
 
-/* Bytes of ROW_UNIT columns of a row. */
-static inline int64_t row_unit_bytes(const struct ffn *f) {
-    return ROW_UNIT * (f->table_dtype == INT8 ? 1 : f->table_dtype == BFLOAT16 ? 2 : 4);
-}
+/* Where a row's columns begin, a multiple of ROW_UNIT. */
+static inline int64_t row_at(const struct ffn *f, int64_t column) { return row_columns_bytes(column, f->table_dtype); }
 
 /* So many tokens' rows may be fetched before they are read. */
 static inline int rows_fit(const struct ffn *f, int64_t tokens) {

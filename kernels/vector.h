@@ -92,25 +92,27 @@ INLINE vf v_load_strided(const float *p, int64_t stride) {
 #endif
 }
 
-/* LANES bytes as floats */
-INLINE vf v_load_int8(const void *p) {
+/* LANES bytes as integers */
+INLINE vi v_load_bytes(const void *p) {
 #if defined(LEVEL_AVX512)
-    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+    return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(p));
 #elif defined(LEVEL_AVX2)
-    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(p));
 #elif defined(LEVEL_NEON)
     int32_t four;
     memcpy(&four, p, sizeof four);
-    return (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+    return (vi)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
 #else
     int8_t bytes[LANES];
     memcpy(bytes, p, sizeof bytes);
-    vf v;
+    vi v;
     for (int lane = 0; lane < LANES; lane++)
-        v[lane] = (float)bytes[lane];
+        v[lane] = bytes[lane];
     return v;
 #endif
 }
+
+INLINE vf v_to_float(vi v) { return __builtin_convertvector(v, vf); }
 
 /* LANES bfloat16 numbers as floats */
 INLINE vf v_load_bfloat16(const void *p) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import converted
 import pytest
@@ -59,16 +60,18 @@ def test_engines_compute_the_dense_ffn(module, make, tolerance, gated, activatio
             assert tolerance < 1e-3 or error > 1e-5  # int8 is really int8
 
 
-def test_bytes_of_one_token_and_of_very_many() -> None:
+@pytest.mark.parametrize("tables", ["int4", "int8"])
+def test_bytes_of_one_token_and_of_very_many(tables: Literal["int4", "int8"]) -> None:
     geometry = Geometry(32, 32, 6, 4, "bh4", 8)
-    read = student_bytes(geometry, "int8", "int8")
-    assert read(1) == pytest.approx(bytes_per_token(geometry, "int8", "int8"))
-    assert read(10_000) == pytest.approx(stored_bytes(geometry, "int8", "int8"))
+    read = student_bytes(geometry, tables, "int8")
+    assert read(1) == pytest.approx(bytes_per_token(geometry, tables, "int8"))
+    assert read(10_000) == pytest.approx(stored_bytes(geometry, tables, "int8"))
 
 
-def test_random_students_read_evenly() -> None:
+@pytest.mark.parametrize("tables", ["int4", "int8"])
+def test_random_students_read_evenly(tables: Literal["int4", "int8"]) -> None:
     for projection, sizes in (("bh4", {"block": 8}), ("hadamard", {"rank": 16}), ("lowrank", {"rank": 16})):
-        (student,) = random_students(Geometry(32, 32, 6, 4, projection, **sizes), 1, "int8", "int8")  # type: ignore[arg-type]
+        (student,) = random_students(Geometry(32, 32, 6, 4, projection, **sizes), 1, tables, "int8")  # type: ignore[arg-type]
         trainable, x = student.dequantised(), torch.randn(4000, 32)
         with torch.no_grad():
             h = trainable.code(x) if trainable.code is not None else None
@@ -81,7 +84,15 @@ def test_random_students_read_evenly() -> None:
 def test_all_variants_are_timed_on_cold_layers() -> None:
     stacks = of_sizes(SIZES, STUDENT, 2, 1, contestants.DENSE, None, None)
     result = stacks.measure([1, 3], 0.0)
-    names = {"torch_float32", "torch_bfloat16", "torch_int8", "lookup_float32", "lookup_bfloat16", "lookup_int8"}
+    names = {
+        "torch_float32",
+        "torch_bfloat16",
+        "torch_int8",
+        "lookup_float32",
+        "lookup_bfloat16",
+        "lookup_int8",
+        "lookup_int4",
+    }
     for row, tokens in zip(result["rows"], (1, 3), strict=True):
         assert row["batch"] == tokens
         assert names <= set(row["seconds"])
@@ -168,7 +179,7 @@ def test_command_takes_a_checkpoint(tmp_path: Path) -> None:
     [
         (("--batch", "1,zero"), "no list of batch sizes"),
         (("--only", "tensorflow"), "unknown variant tensorflow"),
-        (("--tables", 4, "--table-dtype", "int4"), "unknown dtype 'int4'"),
+        (("--tables", 4, "--table-dtype", "int3"), "unknown dtype 'int3'"),
         (("--activation", "swoosh"), "unknown activation 'swoosh'"),
         (("--tables", 4, "--hidden", 32, "--projection", "hadamard"), "hashes the code"),
         (("--json", "/no/such/folder/bench.json"), "cannot be written"),

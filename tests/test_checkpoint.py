@@ -164,7 +164,7 @@ def test_newer_format(made: SimpleNamespace) -> None:
 
 def test_damaged_config(made: SimpleNamespace) -> None:
     site = made.placements[0].to_dict()
-    for sites in (None, [{}], [{**site, "entry": 3}], [{**site, "table_dtype": "int4"}],
+    for sites in (None, [{}], [{**site, "entry": 3}], [{**site, "table_dtype": "int3"}],
                   [{**site, "geometry": {**site["geometry"], "bits": 99}}], [{**site, "geometry": 5}]):  # fmt: skip
         checkpoints.edit_config(made.folder, sites=sites)
         with pytest.raises(CheckpointError, match="quantization_config is damaged"):

@@ -171,7 +171,7 @@ def test_placements_and_students_must_agree(tmp_path: Path) -> None:
 @given(
     bits=st.integers(1, 8), tables=st.integers(1, 9),
     projection=st.sampled_from(["hadamard", "lowrank", "dense", "acdc"]),
-    table_dtype=st.sampled_from(["int8", "bfloat16", "float32"]),
+    table_dtype=st.sampled_from(["int4", "int8", "bfloat16", "float32"]),
     identities=st.lists(st.text(st.characters(exclude_characters="."), min_size=1), max_size=2, unique=True),
 )  # fmt: skip
 def test_config_survives_json(bits: int, tables: int, projection: str, table_dtype: str, identities: list[str]) -> None:

@@ -150,6 +150,7 @@ data: {sequence_length: 32, tokens: 2000}
 fit: {tokens: 1000}
 distill: {steps: 4, batch_tokens: 256}
 finetune: {steps: 3, batch_tokens: 256}
+pack: {table_dtype: int8}
 """
 
 

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from compress import kernel_layout, kernels
 from compress.errors import KernelError
+from compress.kernel_layout import HALF_BYTES
 from compress.lookup.geometry import Geometry
+from compress.lookup.int4 import join_columns, split_columns
 from compress.lookup.packed import quantise
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason="the native extension is not installed")
@@ -109,7 +111,11 @@ def reference(params: dict[str, Tensor], g: Geometry, x: Tensor, bits: int = 16)
         y, size = y + hidden @ p["neurons.down.weight"].T, size + hidden.abs() @ p["neurons.down.weight"].abs().T
     if not g.tables:
         return y, clear, size.max().item() if len(x) else 1.0
-    tables = p["tables"] * p["scales"][:, None, None] if "scales" in p else p["tables"]
+    tables = p["tables"]
+    if params["tables"].dtype == HALF_BYTES:
+        tables = split_columns(params["tables"], g.d_out).double()
+    if "scales" in p:
+        tables = tables * p["scales"][:, None, None]
     z = project(p, g, x, h, of_hash).view(-1, g.tables, g.bits)
     magnitude = z.abs()
     codes = ((z > 0) * 2 ** torch.arange(g.bits - 1, -1, -1)).sum(2)
@@ -154,6 +160,9 @@ def make_params(g: Geometry, table_dtype: torch.dtype, weight_dtype: torch.dtype
     if "tables" in params and table_dtype == torch.int8:
         params["tables"] = torch.randint(-127, 128, params["tables"].shape, dtype=torch.int8, generator=generator)
         params["scales"] = torch.rand(g.tables, generator=generator) / 64
+    elif "tables" in params and table_dtype == HALF_BYTES:
+        numbers = torch.randint(-8, 8, params["tables"].shape, dtype=torch.int8, generator=generator)
+        params["tables"], params["scales"] = join_columns(numbers), torch.rand(g.tables, generator=generator) / 4
     elif "tables" in params:
         params["tables"] = params["tables"].to(table_dtype)
     return params
@@ -165,7 +174,7 @@ def run(params: dict[str, Tensor], g: Geometry, x: Tensor, bits: int = 16) -> Te
 
 def assert_agrees(params: dict[str, Tensor], g: Geometry, x: Tensor, bits: int = 16) -> None:
     expected, clear, scale = reference(params, g, x, bits)
-    relative = 1e-4 if any(tensor.dtype == torch.int8 for tensor in params.values()) else 1e-5
+    relative = 1e-4 if any(not tensor.is_floating_point() for tensor in params.values()) else 1e-5
     for level in LEVELS:
         with using_level(level):
             actual = run(params, g, x, bits)
@@ -198,7 +207,7 @@ def geometries(draw) -> Geometry:
 @settings(max_examples=60)
 @given(
     geometries(),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.int8, HALF_BYTES]),
     st.sampled_from([(torch.float32, 16), (torch.bfloat16, 16), (torch.int8, 16), (torch.int8, 8)]),
     st.integers(0, 30),
     st.integers(0, 2**31),
@@ -226,13 +235,14 @@ TYPICAL = [
 
 @pytest.mark.parametrize("g", TYPICAL, ids=lambda g: f"{g.projection}-{g.tables}-{g.read}")
 @pytest.mark.parametrize(
-    ("weight_dtype", "bits"),
-    [(torch.float32, 16), (torch.bfloat16, 16), (torch.int8, 16), (torch.int8, 8)],
-    ids=["float32", "bfloat16", "int8", "w8a8"],
-)
+    ("table_dtype", "weight_dtype", "bits"),
+    [(torch.int8, torch.float32, 16), (torch.int8, torch.bfloat16, 16), (torch.int8, torch.int8, 16),
+     (torch.int8, torch.int8, 8), (HALF_BYTES, torch.int8, 8)],
+    ids=["int8-float32", "int8-bfloat16", "int8-int8", "int8-w8a8", "int4-w8a8"],
+)  # fmt: skip
 @pytest.mark.parametrize("level", LEVELS)
-def test_neither_batch_nor_threads_change_a_bit(g, weight_dtype, bits, level):
-    prepared, numbers = kernels.prepare(make_params(g, torch.int8, weight_dtype, 0), g, bits)
+def test_neither_batch_nor_threads_change_a_bit(g, table_dtype, weight_dtype, bits, level):
+    prepared, numbers = kernels.prepare(make_params(g, table_dtype, weight_dtype, 0), g, bits)
     x = torch.randn(1100, g.d_in, generator=torch.Generator().manual_seed(1))  # several tiles
     with using_level(level):
         with using_threads(1):
@@ -307,11 +317,16 @@ def test_activations_hold_over_their_whole_range(activation, level):
 
 
 @pytest.mark.parametrize("g", TYPICAL[:6], ids=lambda g: g.projection)
-@pytest.mark.parametrize(("weight_dtype", "bits"), [(torch.bfloat16, 16), (torch.int8, 16), (torch.int8, 8)])
+@pytest.mark.parametrize(
+    ("table_dtype", "weight_dtype", "bits"),
+    [(torch.int8, torch.bfloat16, 16), (torch.int8, torch.int8, 16), (torch.int8, torch.int8, 8),
+     (HALF_BYTES, torch.int8, 8)],
+    ids=["int8-bfloat16", "int8-int8", "int8-w8a8", "int4-w8a8"],
+)  # fmt: skip
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 @pytest.mark.parametrize("level", LEVELS)
-def test_nan_in_one_token_stays_in_it(g, weight_dtype, bits, wrong, level):
-    params = make_params(g, torch.int8, weight_dtype, 0)
+def test_nan_in_one_token_stays_in_it(g, table_dtype, weight_dtype, bits, wrong, level):
+    params = make_params(g, table_dtype, weight_dtype, 0)
     x = torch.randn(5, g.d_in)
     with using_level(level):
         clean = run(params, g, x, bits)
@@ -323,9 +338,10 @@ def test_nan_in_one_token_stays_in_it(g, weight_dtype, bits, wrong, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_one_table_may_outweigh_the_others(level):
+@pytest.mark.parametrize("table_dtype", [torch.int8, HALF_BYTES], ids=["int8", "int4"])
+def test_one_table_may_outweigh_the_others(table_dtype, level):
     g = Geometry(8, 96, 40, 4, "dense", 64, 0, 0, False, "gelu", "top2")
-    params = make_params(g, torch.int8, torch.float32, 0)
+    params = make_params(g, table_dtype, torch.float32, 0)
     params["hash.projection.bias"][4 * 17 : 4 * 18] = 1000.0  # the score of table 17
     params["scales"][20:] = 0.0
     x = torch.randn(9, 8)

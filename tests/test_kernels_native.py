@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from compress import kernels
 from compress.int8_linear import Int8Linear
+from compress.kernel_layout import HALF_BYTES
 from compress.lookup import Geometry
 from compress.lookup.packed import rounded
 
@@ -43,6 +44,7 @@ def cases(tmp_path_factory) -> list[str]:
     folder, paths = tmp_path_factory.mktemp("cases"), []
     for i, g in enumerate(TYPICAL):
         for table_dtype, weight_dtype, bits in ((torch.int8, torch.int8, 8), (torch.int8, torch.int8, 16),
+                                                (HALF_BYTES, torch.int8, 8), (HALF_BYTES, torch.bfloat16, 16),
                                                 (torch.float32, torch.float32, 16),
                                                 (torch.bfloat16, torch.bfloat16, 16)):  # fmt: skip
             params = make_params(g, table_dtype, weight_dtype, i)
@@ -50,7 +52,7 @@ def cases(tmp_path_factory) -> list[str]:
             expected, clear, _ = reference(params, g, x, bits)
             tolerance = 1e-4 * expected.abs().max().item()
             expected[clear <= 1e-5] = torch.nan
-            path = folder / f"{i}-{table_dtype}-{bits}.case"
+            path = folder / f"{i}-{table_dtype}-{weight_dtype}-{bits}.case"
             paths.append(student_case(path, params, g, bits, x, expected.float(), tolerance))
     return paths + [linear_case(folder, *sizes) for sizes in LINEAR]
 

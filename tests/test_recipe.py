@@ -35,7 +35,7 @@ def refusal(text: str, *overrides: str) -> RecipeError:
 def test_defaults_are_those_of_the_format() -> None:
     r = recipe()
     assert r.lookup.model_dump() == {
-        "student": "lookup", "budget": 0.25, "memory": 4, "tables": "auto", "bits": "auto", "projection": "hadamard",
+        "student": "lookup", "budget": 0.25, "memory": 2, "tables": "auto", "bits": "auto", "projection": "hadamard",
         "rank": "auto", "neurons": "auto", "block": 64, "read": "top1", "hash_dtype": "auto",
     }  # fmt: skip
     assert r.data.model_dump() == {
@@ -52,7 +52,7 @@ def test_defaults_are_those_of_the_format() -> None:
         "steps": 1000, "batch_tokens": 4096, "learning_rate": "auto", "train": "all", "temperature": 1.0,
         "dtype": "auto",
     }  # fmt: skip
-    assert r.pack.model_dump() == {"table_dtype": "int8", "rest": "keep"}
+    assert r.pack.model_dump() == {"table_dtype": "int4", "rest": "keep"}
     assert r.eval.model_dump() == {"data": None, "tasks": ()}
     assert (r.sites.include, r.sites.exclude, r.overrides, r.seed) == (("*",), (), (), 0)
     assert r.text == "version: 1\n"

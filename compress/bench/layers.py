@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..dense import DenseWeights
 from ..evaluate.variants import DenseFFN
+from ..kernel_layout import HALF_BYTES
 from ..lookup import PackedLookupFFN
 from ..lookup.budget import DenseGeometry, bytes_per_token
 from ..lookup.geometry import Geometry
@@ -54,8 +55,10 @@ def dense_bytes(layer: nn.Module, width: int) -> Callable[[int], float]:
 def student_bytes(geometry: Geometry, table_dtype: TableDtype, hash_dtype: HashDtype) -> Callable[[int], float]:
     """A student reads its matrices once, and every row that some token asks for once, where codes are random."""
     fixed = float(bytes_per_token(geometry, table_dtype, hash_dtype))
-    dtype = packed_layout(geometry, table_dtype, hash_dtype)["tables"][1] if geometry.tables else torch.int8
-    row = float(geometry.tables * geometry.d_out * dtype.itemsize)  # of all tables together
+    row = 0.0  # of all tables together
+    if geometry.tables:
+        shape, dtype = packed_layout(geometry, table_dtype, hash_dtype)["tables"]
+        row = float(geometry.tables * shape[-1] * dtype.itemsize)
     fixed -= geometry.cells * row
 
     def read(tokens: int) -> float:
@@ -76,7 +79,10 @@ def random_students(
         scales = {name: 1.0 for name, _ in student.named_parameters()}
         for name, parameter in student.named_parameters():
             spread = 0.02 if name == "tables" else _spread(name, parameter, geometry)
-            if parameter.dtype == torch.int8:
+            if parameter.dtype == HALF_BYTES:
+                parameter.random_(0, 256, generator=generator)
+                scales["scales"] = spread / 4.6  # of numbers even in -8 to 7
+            elif parameter.dtype == torch.int8:
                 parameter.random_(-127, 128, generator=generator)
                 scales["scales" if name == "tables" else f"{name}_scale"] = spread / 73  # of numbers even in +-127
             elif name in scales and (name == "scales" or name.endswith("_scale")):

@@ -42,7 +42,7 @@ SIZES = tuple(_SIZES)
 
 
 def sized_pair(name: str, budget: float) -> tuple[Pretrained, Pretrained]:
-    """A dense model of the sizes of `name`, and one with int8 students of cost `budget` that shares its other weights.
+    """A dense model of the sizes of `name`, and one with int4 students of cost `budget` that shares its other weights.
 
     Raises CompressError for a name that is not one of SIZES, and where no student fits the budget.
     """
@@ -54,7 +54,7 @@ def sized_pair(name: str, budget: float) -> tuple[Pretrained, Pretrained]:
     compressed = sharing_copy(dense)
     sites = find_sites(compressed)
     geometry = student_of(dense_geometry(sites[0]), budget)  # the layers of all these are alike
-    for site, student in zip(sites, random_students(geometry, len(sites), "int8", "w8a8"), strict=True):
+    for site, student in zip(sites, random_students(geometry, len(sites), "int4", "w8a8"), strict=True):
         swap(compressed, site, student)
     return _pretrained(name, dense), _pretrained(name, compressed)
 

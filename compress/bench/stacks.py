@@ -81,7 +81,7 @@ def profiled(
     Beside it stands the student of cost `budget` that conversions ship. Raises as `of_sizes` does.
     """
     dense = _dense(sizes)
-    tables, matrices = next(kind for _, kind in _kinds(table_dtype or "int8", hash_dtype))
+    tables, matrices = next(kind for _, kind in _kinds(table_dtype or "int4", hash_dtype))
     return Setup(dense, student_of(dense, paper), student_of(dense, budget), tables, matrices)
 
 
@@ -99,20 +99,20 @@ def student_of(dense: DenseGeometry, student: float | Mapping[str, Any]) -> Geom
     if isinstance(student, Mapping):
         return Geometry(dense.d_in, dense.d_out, gated=dense.gated, activation=dense.activation, **student)
     return fill(
-        dense, Sizes(student, memory=LookupSettings().memory), _MANY_TOKENS, _MANY_TOKENS * 100, table_dtype="int8",
+        dense, Sizes(student, memory=LookupSettings().memory), _MANY_TOKENS, _MANY_TOKENS * 100, table_dtype="int4",
         hash_dtype="int8", projection="hadamard", block=64, read="top1",
     )  # fmt: skip
 
 
 def _kinds(table_dtype: str | None, hash_dtype: str | None) -> Iterator[tuple[str, tuple[TableDtype, HashDtype]]]:
-    """Names and storage dtypes of the students to measure; int8 tables come with w8a8, as conversions ship them."""
+    """Names and storage dtypes of the students to measure; integer tables come with w8a8, as conversions ship them."""
     for value, kind, key in ((table_dtype, TableDtype, "--table-dtype"), (hash_dtype, HashDtype, "--hash-dtype")):
         if value is not None and value not in get_args(kind):
             raise CompressError(
                 f"unknown dtype {value!r}", where=key, remedy=f"choose one of {', '.join(get_args(kind))}"
             )
     for tables in get_args(TableDtype)[::-1] if table_dtype is None else (table_dtype,):
-        usual = "w8a8" if tables == "int8" else tables
+        usual = "w8a8" if tables in ("int4", "int8") else tables
         matrices = hash_dtype or usual
         name = f"lookup_{tables}" if matrices == usual else f"lookup_{tables}_matrices_{matrices}"
         yield name, (cast(TableDtype, tables), cast(HashDtype, matrices))

@@ -39,7 +39,7 @@ class Setup:
     dense: DenseGeometry
     paper: Geometry
     shipped: Geometry
-    table_dtype: str = "int8"
+    table_dtype: str = "int4"
     hash_dtype: str = "w8a8"
 
     def to_dict(self) -> dict[str, Any]:

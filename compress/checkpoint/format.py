@@ -19,7 +19,8 @@ from ..untrusted import read_json
 from .rest import Int8Rest
 
 METHOD = "lookup_ffn"
-FORMAT_VERSION = 2  # 1 had LookupFFN alone and the rest as it was, and is still what such a checkpoint says
+# 1 had LookupFFN alone and the rest as it was, 2 no tables in 4 bits; both are still what such checkpoints say.
+FORMAT_VERSION = 3
 CONFIG_FILE = "config.json"
 
 _UPGRADE = "upgrade: pip install --upgrade compress-lookup"
@@ -137,8 +138,10 @@ class CheckpointConfig:
         }
 
     def _version(self) -> int:
+        if any(site.table_dtype == "int4" for site in self.sites):
+            return FORMAT_VERSION
         plain = not self.int8 and all(isinstance(site.geometry, Geometry) for site in self.sites)
-        return 1 if plain else FORMAT_VERSION
+        return 1 if plain else 2
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str | None = None) -> CheckpointConfig:

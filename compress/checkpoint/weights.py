@@ -18,7 +18,12 @@ from .format import CheckpointConfig
 if TYPE_CHECKING:
     from torch import nn
 
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}  # as safetensors names them
+_DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}  # as safetensors names them
 _SLACK = 1 << 26  # numbers that no file holds: a new head's weights, tables of positions
 
 

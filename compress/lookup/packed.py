@@ -9,15 +9,18 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..errors import CompressError
-from ..kernel_layout import SCALE, matrices
+from ..kernel_layout import HALF_BYTES, SCALE, half_bytes, matrices
 from .ffn import LookupFFN
 from .geometry import Geometry
+from .int4 import quantise_tables, split_columns
 
-TableDtype = Literal["int8", "bfloat16", "float32"]
+TableDtype = Literal["int4", "int8", "bfloat16", "float32"]
 # w8a8: int8, and what the matrices but the hash's are applied to is rounded to 8 bits as well.
 HashDtype = Literal["w8a8", "int8", "bfloat16", "float32"]
 
-_DTYPES = {"w8a8": torch.int8, "int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {
+    "int4": HALF_BYTES, "w8a8": torch.int8, "int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32,
+}  # fmt: skip
 _INT8_MAX = 127
 
 
@@ -26,7 +29,7 @@ def packed_layout(
 ) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Names, shapes and dtypes of the tensors that a packed student stores.
 
-    Tables are in `table_dtype` (int8 with a float32 scale a table), every weight matrix in `hash_dtype` (int8 and w8a8
+    Tables are in `table_dtype` (int4, two columns a byte, and int8 with a float32 scale a table), every weight matrix in `hash_dtype` (int8 and w8a8
     with a float32 scale an output), vectors in float32. The diagonals of a structured hash, which
     are small, are never narrower than bfloat16. Raises CompressError for an unknown dtype.
     """
@@ -40,15 +43,16 @@ def packed_layout(
         state = LookupFFN.from_geometry(geometry).state_dict()
     layout, weights = {}, matrices(geometry)
     for name, tensor in state.items():
-        dtype = torch.float32
+        dtype, shape = torch.float32, tensor.shape
         if name == "tables":
             dtype = _DTYPES[table_dtype]
+            shape = torch.Size((*shape[:2], half_bytes(shape[2]))) if table_dtype == "int4" else shape
         elif name in weights:
             dtype = _DTYPES[hash_dtype]
         elif name.endswith(".weight"):
             dtype = torch.float32 if hash_dtype == "float32" else torch.bfloat16
-        layout[name] = tensor.shape, dtype
-        if dtype == torch.int8:
+        layout[name] = shape, dtype
+        if dtype in (torch.int8, HALF_BYTES):
             layout[_scale_name(name)] = tensor.shape[:1] if name == "tables" else tensor.shape[:-1], torch.float32
     return layout
 
@@ -119,7 +123,10 @@ class PackedLookupFFN(nn.Module):
     @torch.no_grad()
     def dequantised(self) -> LookupFFN:
         """A trainable float32 LookupFFN with exactly the parameters that are stored."""
-        state = {name: value.detach().float() for name, value in self.state_dict().items()}
+        stored = self.state_dict()
+        if self.table_dtype == "int4" and self.geometry.tables:
+            stored["tables"] = split_columns(stored["tables"], self.geometry.d_out)
+        state = {name: value.detach().float() for name, value in stored.items()}
         for name in list(state):
             if (scale := state.pop(_scale_name(name), None)) is not None:
                 state[name] = state[name] * scale.reshape(*scale.shape, *(1,) * (state[name].dim() - scale.dim()))
@@ -145,7 +152,7 @@ class PackedLookupFFN(nn.Module):
         if self.geometry.tables:
             tables = self.get_parameter("tables")
             rows = prepared[1].view(tables.dtype).view(*tables.shape[:2], -1)
-            tables.data = rows[..., : self.geometry.d_out]  # rows may lie apart
+            tables.data = rows[..., : tables.shape[-1]]  # rows may lie apart
         return self._prepared
 
     def reference(self, x: Tensor) -> Tensor:
@@ -192,13 +199,15 @@ class PackedLookupFFN(nn.Module):
 def pack(ffn: LookupFFN, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8") -> PackedLookupFFN:
     """Round a trained student to its storage dtypes.
 
-    Tables in `table_dtype` (int8: one float32 scale a table), weight matrices in `hash_dtype` (int8, w8a8: one an
+    Tables in `table_dtype` (int4, int8: one float32 scale a table), weight matrices in `hash_dtype` (int8, w8a8: one an
     output), the rest in float32.
     """
     packed = PackedLookupFFN(ffn.geometry, table_dtype, hash_dtype).to(ffn.bias.device)
     state = {name: value.detach().clone() for name, value in ffn.state_dict().items()}
     for name, parameter in packed.named_parameters():
-        if parameter.dtype == torch.int8:
+        if parameter.dtype == HALF_BYTES:
+            state[name], state[_scale_name(name)] = quantise_tables(state[name])
+        elif parameter.dtype == torch.int8:
             state[name], state[_scale_name(name)] = quantise(state[name], 2 if name == "tables" else 1)
     packed.load_state_dict(state)
     return packed

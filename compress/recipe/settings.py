@@ -67,7 +67,7 @@ class LookupSettings(Section):
 
     student: Literal["lookup", "factors"] = "lookup"
     budget: PositiveNumber = 0.25  # multiply-adds over the dense FFN's
-    memory: PositiveNumber = 4.0  # stored bytes over the dense FFN's in int8
+    memory: PositiveNumber = 2.0  # stored bytes over the dense FFN's in int8
     tables: Count | Auto = "auto"
     bits: Annotated[Whole, Ge(1), Le(16)] | Auto = "auto"
     projection: Literal["hadamard", "lowrank", "bh4", "dense", "acdc"] = "hadamard"
@@ -168,7 +168,7 @@ class FinetuneSettings(Section):
 class PackSettings(Section):
     """Storage of the result; `rest` is everything that is no student."""
 
-    table_dtype: Literal["int8", "bfloat16", "float32"] = "int8"
+    table_dtype: Literal["int4", "int8", "bfloat16", "float32"] = "int4"
     rest: Literal["keep", "int8"] = "keep"
 
 

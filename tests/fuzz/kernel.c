@@ -57,6 +57,7 @@ static int64_t setting(struct input *in, int which) {
     case CELLS:
         return choice(in, 1, 2);
     case TABLE_DTYPE:
+        return choice(in, FLOAT32, INT4 + 1);
     case WEIGHT_DTYPE:
         return choice(in, FLOAT32, INT8 + 1);
     case INPUT_BITS: {
