@@ -21,6 +21,7 @@ PROJECTIONS = ("hadamard", "lowrank", "dense", "bh4", "acdc")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh", "sigmoid")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 HALF_BYTES = torch.uint8  # what tables in 4 bits are stored as, two columns a byte (lookup/int4.py)
+_TABLES = (*DTYPES, HALF_BYTES)
 
 SETTINGS = 14  # integers that describe one packed LookupFFN
 PANEL = 16  # outputs of a matrix that lie side by side
@@ -90,8 +91,7 @@ def _checked(params: Mapping[str, Tensor], g: Geometry) -> tuple[torch.dtype, to
             raise _misfit(f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
         if tensor.device.type != "cpu":
             raise _misfit(f"{name} is on {tensor.device}; the native kernel runs on the CPU")
-        allowed = DTYPES if name in weights else DTYPES[:2] if name.endswith(".weight") else DTYPES[:1]
-        allowed = (*DTYPES, HALF_BYTES) if name == "tables" else allowed
+        allowed = _TABLES if name == "tables" else DTYPES if name in weights else DTYPES[: 1 + name.endswith(".weight")]
         if tensor.dtype not in allowed:
             raise _misfit(f"{name} has dtype {tensor.dtype}, not one of {', '.join(map(str, allowed))}")
     if "scales" in params and not bool(((params["scales"] >= 0) & params["scales"].isfinite()).all()):
@@ -114,7 +114,7 @@ def settings(g: Geometry, weight_dtype: torch.dtype, table_dtype: torch.dtype, i
     """Tell the kernel everything about a packed LookupFFN in integers (enum setting in kernels/ffn.h)."""
     return [
         g.d_in, g.d_out, g.tables, g.bits, PROJECTIONS.index(g.projection), g.block, g.rank, g.neurons, int(g.gated),
-        ACTIVATIONS.index(g.activation), g.cells, (*DTYPES, HALF_BYTES).index(table_dtype), DTYPES.index(weight_dtype),
+        ACTIVATIONS.index(g.activation), g.cells, _TABLES.index(table_dtype), DTYPES.index(weight_dtype),
         input_bits,
     ]  # fmt: skip
 

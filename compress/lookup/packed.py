@@ -29,9 +29,9 @@ def packed_layout(
 ) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Names, shapes and dtypes of the tensors that a packed student stores.
 
-    Tables are in `table_dtype` (int4, two columns a byte, and int8 with a float32 scale a table), every weight matrix in `hash_dtype` (int8 and w8a8
-    with a float32 scale an output), vectors in float32. The diagonals of a structured hash, which
-    are small, are never narrower than bfloat16. Raises CompressError for an unknown dtype.
+    Tables are in `table_dtype` (int4, two columns a byte, and int8 with a float32 scale a table), every weight matrix
+    in `hash_dtype` (int8 and w8a8 with a float32 scale an output), vectors in float32. The diagonals of a structured
+    hash, which are small, are never narrower than bfloat16. Raises CompressError for an unknown dtype.
     """
     for key, value, allowed in (
         ("table_dtype", table_dtype, get_args(TableDtype)),
