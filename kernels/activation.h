@@ -8,13 +8,14 @@
 INLINE vf v_sigmoid(vf x) { return 1.0f / (1.0f + v_exp(-x)); }
 
 /* value, or the sign of x where |x| reached the limit: exactly 1, so that 1 + tanh is 0 far below */
-INLINE vf v_saturate(vf x, vf limit, vf value) { return v_select(v_abs(x) >= limit, v_copysign(v_set(1.0f), x), value); }
+INLINE vf v_saturate(vf x, float limit, vf value) {
+    return v_select(v_abs(x) >= limit, v_copysign(v_set(1.0f), x), value);
+}
 
 /* Rational approximation of odd degree 13 over even degree 6, saturated where tanh is 1 in float32 (as in Eigen). */
 INLINE vf v_tanh(vf x) {
-    const vf limit = v_set(7.90531110763549805f);
-    x = v_select(x > limit, limit, x);
-    x = v_select(x < -limit, -limit, x);
+    const float limit = 7.90531110763549805f;
+    x = v_clamp(x, -limit, limit);
     vf square = x * x;
     vf p = v_set(-2.76076847742355e-16f);
     p = v_fma(p, square, v_set(2.00018790482477e-13f));
@@ -32,9 +33,8 @@ INLINE vf v_tanh(vf x) {
 
 /* Rational approximation of odd degree 13 over even degree 8, saturated at 4 (as in Eigen). */
 INLINE vf v_erf(vf x) {
-    const vf limit = v_set(4.0f);
-    x = v_select(x > limit, limit, x);
-    x = v_select(x < -limit, -limit, x);
+    const float limit = 4.0f;
+    x = v_clamp(x, -limit, limit);
     vf square = x * x;
     vf p = v_set(-2.72614225801306e-10f);
     p = v_fma(p, square, v_set(2.77068142495902e-08f));

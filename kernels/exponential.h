@@ -6,9 +6,7 @@
 
 /* Arguments are held within [-87.3, 88.3], where the result is a normal number; NaN stays NaN. */
 INLINE vf v_exp(vf x) {
-    const vf lowest = v_set(-87.3f), highest = v_set(88.3f);
-    x = v_select(x < lowest, lowest, x);
-    x = v_select(x > highest, highest, x);
+    x = v_clamp(x, -87.3f, 88.3f);
     /* adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits */
     const vf magic = v_set(12582912.0f);
     vf shifted = v_fma(x, v_set(1.44269504088896341f), magic);
@@ -22,8 +20,12 @@ INLINE vf v_exp(vf x) {
     p = v_fma(p, r, v_set(1.6666665459e-1f));
     p = v_fma(p, r, v_set(5.0000001201e-1f));
     p = v_fma(p, r * r, r) + 1.0f;
+#if defined(LEVEL_AVX512)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     vi power = ((vi)shifted - (vi)magic + 127) << 23;
     return p * (vf)power;
+#endif
 }
 
 #endif

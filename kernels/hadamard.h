@@ -28,6 +28,28 @@ INLINE vf hadamard_lanes(vf x, const int span) {
     return v_fma(x, sign, v_swap(x, span));
 }
 
+/* All stages over `count` vectors, which the compiler holds in registers. */
+INLINE void hadamard_held(vf *x, const int count) {
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) {
+        x[i] = hadamard_lanes(hadamard_lanes(x[i], 1), 2);
+#if LANES > 4
+        x[i] = hadamard_lanes(x[i], 4);
+#endif
+#if LANES > 8
+        x[i] = hadamard_lanes(x[i], 8);
+#endif
+    }
+#pragma GCC unroll 4
+    for (int span = 1; span < count; span *= 2)
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++)
+            if (!(i & span)) {
+                vf a = x[i], b = x[i + span];
+                x[i] = a + b, x[i + span] = a - b;
+            }
+}
+
 /* Stages from span `from` on, over x[0 .. size); where size < LANES the lanes behind it are left alone by being zero. */
 static void hadamard(float *x, int64_t size, int64_t from) {
     if (from < LANES && from < size)

@@ -4,6 +4,8 @@
 #include "hadamard.h"
 #include "score.h"
 
+enum { HELD = LANES == 16 ? 16 : 8 }; /* vectors of a transform that fit the registers */
+
 INLINE void hash_prefetch(const struct tile *t, int64_t token, int64_t table, int64_t table_end) {
     if (t->tokens <= PREFETCH_TOKENS && t->size == 1)
         prefetch_rows(t, token, table, lesser(table_end, t->ffn->tables));
@@ -41,6 +43,39 @@ static void hash_panels(const struct tile *t) {
     }
 }
 
+/* v = H w2 H w1 h in `count` vectors */
+INLINE void rotate_held(const float *h, const float *w1, const float *w2, float *v, const int count) {
+    vf x[HELD];
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++)
+        x[i] = v_load(h + i * LANES) * v_load(w1 + i * LANES);
+    hadamard_held(x, count);
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++)
+        x[i] *= v_load(w2 + i * LANES);
+    hadamard_held(x, count);
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++)
+        v_store(v + i * LANES, x[i]);
+}
+
+static void rotate(const struct ffn *f, const float *h, const float *w1, float *v) {
+    const int64_t width = f->width;
+    const float *w2 = w1 + width;
+    if (width == f->transform && width == HELD * LANES)
+        rotate_held(h, w1, w2, v, HELD);
+    else if (width == f->transform && width == HELD / 2 * LANES)
+        rotate_held(h, w1, w2, v, HELD / 2);
+    else {
+        for (int64_t i = 0; i < width; i += LANES)
+            v_store(v + i, v_load(h + i) * v_load(w1 + i));
+        hadamard(v, f->transform, 1);
+        for (int64_t i = 0; i < width; i += LANES)
+            v_store(v + i, v_load(v + i) * v_load(w2 + i));
+        hadamard(v, f->transform, 1);
+    }
+}
+
 /* Hadamard: v = H w2 H w1 h; of a repeat's v bit j of table i is element j * each + i. */
 static void hash_hadamard(const struct tile *t) {
     const struct ffn *f = t->ffn;
@@ -54,13 +89,7 @@ static void hash_hadamard(const struct tile *t) {
         memcpy(h, t->inputs + token * f->input_width, (size_t)f->rank * 4);
         memset(h + f->rank, 0, (size_t)(width - f->rank) * 4);
         for (int64_t repeat = 0; repeat < f->repeats; repeat++) {
-            const float *w1 = diagonals + repeat * 2 * width, *w2 = w1 + width;
-            for (int64_t i = 0; i < width; i += LANES)
-                v_store(v + i, v_load(h + i) * v_load(w1 + i));
-            hadamard(v, f->transform, 1);
-            for (int64_t i = 0; i < width; i += LANES)
-                v_store(v + i, v_load(v + i) * v_load(w2 + i));
-            hadamard(v, f->transform, 1);
+            rotate(f, h, diagonals + repeat * 2 * width, v);
             for (int64_t j = 0; j < f->bits; j++)
                 for (int64_t i = 0; i < each && repeat * each + i < padded; i += LANES)
                     v_store(z + j * z_stride + repeat * each + i, v_load(v + j * each + i));

@@ -60,6 +60,18 @@ INLINE vf v_fma(vf a, vf b, vf c) {
 #endif
 }
 
+/* x held within [low, high]; NaN stays NaN */
+INLINE vf v_clamp(vf x, float low, float high) {
+#if defined(LEVEL_AVX512)
+    return (vf)_mm512_min_ps((__m512)v_set(high), _mm512_max_ps((__m512)v_set(low), (__m512)x)); /* NaN: the second */
+#elif defined(LEVEL_AVX2)
+    return (vf)_mm256_min_ps((__m256)v_set(high), _mm256_max_ps((__m256)v_set(low), (__m256)x));
+#else
+    x = v_select(x < low, v_set(low), x);
+    return v_select(x > high, v_set(high), x);
+#endif
+}
+
 /* The first n < LANES floats, zeros behind them. */
 INLINE vf v_load_part(const float *p, int64_t n) {
 #if defined(LEVEL_AVX512)
