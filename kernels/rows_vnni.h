@@ -18,8 +18,7 @@ struct fractions {
     int32_t sum;
 };
 
-/* Weights of LANES tables' cells (LANES == PANEL) into fractions; unit and sum, of all
- * cells, stand with the first. */
+/* Weights of LANES tables' cells (LANES == PANEL) into fractions; unit and sum, of all cells, stand with the first. */
 INLINE void to_fractions(float *const *slots, const vf *weights, const int cells) {
     __m512 largest = (__m512)weights[0];
     __mmask16 unordered = _mm512_cmp_ps_mask(largest, largest, _CMP_UNORD_Q);
@@ -153,17 +152,17 @@ INLINE float sum_group(struct columns *out, const struct tile *t, int64_t n, int
             }
         }
     }
-    const struct fractions *fractions = (const struct fractions *)weight;
+    const struct fractions *whole = (const struct fractions *)weight;
     for (int k = 0; k < 4; k++) {
-        __m512i first = _mm512_add_epi32(_mm512_slli_epi32(sums[0].high[k], 8), sums[0].low[k]);
-        __m512i second = _mm512_add_epi32(_mm512_slli_epi32(sums[1].high[k], 8), sums[1].low[k]);
+        __m512i a = _mm512_add_epi32(_mm512_slli_epi32(sums[0].high[k], 8), sums[0].low[k]);
+        __m512i b = _mm512_add_epi32(_mm512_slli_epi32(sums[1].high[k], 8), sums[1].low[k]);
         if (dtype == INT4) {
-            first = _mm512_sub_epi32(_mm512_sub_epi32(first, second), _mm512_set1_epi32(8 * fractions->sum));
-            second = _mm512_srai_epi32(second, 4);
+            a = _mm512_sub_epi32(_mm512_sub_epi32(a, b), _mm512_set1_epi32(8 * whole->sum));
+            b = _mm512_srai_epi32(b, 4);
         }
-        out->part[0][k] = first, out->part[1][k] = second;
+        out->part[0][k] = a, out->part[1][k] = b;
     }
-    return fractions->unit;
+    return whole->unit;
 }
 
 /* Fetch `units` of the rows of a group that token n reads. */
