@@ -73,9 +73,6 @@ static inline int64_t row_columns_bytes(int64_t columns, int64_t dtype) {
     return dtype == FLOAT32 ? columns * 4 : dtype == BFLOAT16 ? columns * 2 : dtype == INT8 ? columns : columns / 2;
 }
 
-/* Whether rows are integers, in units of their table's scale. */
-static inline int integer_rows(const struct ffn *f) { return f->table_dtype == INT8 || f->table_dtype == INT4; }
-
 static inline const float *part_floats(const struct ffn *f, int part) {
     return (const float *)(f->weights + f->offset[part]);
 }

@@ -99,7 +99,8 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
         f->bytes[HASH_BIAS] = (f->projection == HADAMARD ? f->groups * PANEL * f->bits : f->repeats * f->width) * 4;
         f->bytes[ROTATIONS] = f->projection == ACDC ? 2 * f->transform * 4 : 0;
     }
-    f->bytes[SCALES] = f->tables && integer_rows(f) ? f->groups * PANEL * 4 : 0;
+    const int integers = f->table_dtype == INT8 || f->table_dtype == INT4;
+    f->bytes[SCALES] = f->tables && integers ? f->groups * PANEL * 4 : 0;
     if (f->weight_dtype == INT8) {
         f->bytes[INPUT_SCALE] = f->input_width * 4;
         f->bytes[LINEAR_SCALE] = f->bytes[DOWN_SCALE] = f->out_width * 4;

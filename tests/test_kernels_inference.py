@@ -292,6 +292,37 @@ def test_wide_layers_use_every_block_of_columns():
         assert_agrees(make_params(g, torch.float32, torch.float32, 5), g, torch.randn(70, g.d_in))
 
 
+@pytest.mark.parametrize("rank", [5, 16, 33, 64, 100, 128, 200, 256, 300, 600])
+def test_transforms_of_every_size(rank):
+    g = Geometry(70, 64, 40, 4, "hadamard", 64, rank, 0, False, "gelu")
+    assert_agrees(make_params(g, torch.int8, torch.float32, rank), g, torch.randn(9, g.d_in))
+
+
+# Rows of 16 tokens that are more than are fetched ahead (ROWS_CACHED in kernels/tile.h): many tokens read slices.
+SLICED = [
+    (torch.float32, Geometry(16, 4100, 25, 3, "dense", 64, 0, 0, False, "gelu")),
+    (torch.int8, Geometry(16, 12_100, 33, 3, "dense", 64, 0, 0, False, "gelu")),
+    (HALF_BYTES, Geometry(16, 12_100, 33, 3, "dense", 64, 0, 0, False, "gelu", "top2")),
+    (HALF_BYTES, Geometry(16, 24_080, 33, 3, "dense", 64, 0, 0, False, "gelu")),
+]
+
+
+@pytest.mark.parametrize(("table_dtype", "g"), SLICED, ids=["float32", "int8", "int4-top2", "int4"])
+def test_slices_of_many_tables_are_read_as_whole_rows_are(table_dtype, g):
+    params = make_params(g, table_dtype, torch.float32, 7)
+    prepared, numbers = kernels.prepare(params, g)
+    assert 16 * g.cells * prepared[1].nbytes // g.rows > 6 << 20
+    x = torch.randn(70, g.d_in, generator=torch.Generator().manual_seed(8))
+    assert_agrees(params, g, x)
+    for level in LEVELS:
+        with using_level(level), using_threads(1):
+            sliced = kernels.lookup_ffn(x, prepared, numbers)
+            assert torch.equal(kernels.lookup_ffn(x[:9], prepared, numbers), sliced[:9])  # too few tokens for slices
+            for threads in (2, 3):
+                with using_threads(threads):
+                    assert torch.equal(kernels.lookup_ffn(x, prepared, numbers), sliced)
+
+
 def test_first_of_equal_margins_is_the_second_cell():
     g = Geometry(4, 3, 1, 4, "dense", 64, 0, 0, False, "gelu", "top2")
     params = make_params(g, torch.float32, torch.float32, 0)

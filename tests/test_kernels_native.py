@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_levels import LEVELS
-from test_kernels_inference import TYPICAL, make_params, reference
+from test_kernels_inference import SLICED, TYPICAL, make_params, reference
 from torch import Tensor
 from torch.nn import functional
 
@@ -42,18 +42,23 @@ pytestmark = [
 def cases(tmp_path_factory) -> list[str]:
     """Packed students of every kind, odd sizes among them, with inputs and what float64 makes of them."""
     folder, paths = tmp_path_factory.mktemp("cases"), []
+
+    def add(name: str, g: Geometry, dtypes: tuple[torch.dtype, torch.dtype], bits: int, tokens: int) -> None:
+        params = make_params(g, *dtypes, len(paths))
+        x = torch.randn(tokens, g.d_in, generator=torch.Generator().manual_seed(len(paths)))
+        expected, clear, _ = reference(params, g, x, bits)
+        tolerance = 1e-4 * expected.abs().max().item()
+        expected[clear <= 1e-5] = torch.nan
+        paths.append(student_case(folder / f"{name}.case", params, g, bits, x, expected.float(), tolerance))
+
     for i, g in enumerate(TYPICAL):
         for table_dtype, weight_dtype, bits in ((torch.int8, torch.int8, 8), (torch.int8, torch.int8, 16),
                                                 (HALF_BYTES, torch.int8, 8), (HALF_BYTES, torch.bfloat16, 16),
                                                 (torch.float32, torch.float32, 16),
                                                 (torch.bfloat16, torch.bfloat16, 16)):  # fmt: skip
-            params = make_params(g, table_dtype, weight_dtype, i)
-            x = torch.randn(45, g.d_in, generator=torch.Generator().manual_seed(i))
-            expected, clear, _ = reference(params, g, x, bits)
-            tolerance = 1e-4 * expected.abs().max().item()
-            expected[clear <= 1e-5] = torch.nan
-            path = folder / f"{i}-{table_dtype}-{weight_dtype}-{bits}.case"
-            paths.append(student_case(path, params, g, bits, x, expected.float(), tolerance))
+            add(f"{i}-{table_dtype}-{weight_dtype}-{bits}", g, (table_dtype, weight_dtype), bits, 45)
+    for table_dtype, g in SLICED:
+        add(f"sliced-{table_dtype}-{g.d_out}", g, (table_dtype, torch.float32), 16, 70)
     return paths + [linear_case(folder, *sizes) for sizes in LINEAR]
 
 
