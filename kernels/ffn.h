@@ -84,15 +84,10 @@ int ffn_layout(struct ffn *ffn, const int64_t settings[SETTINGS]);
  * 0, or -1 where memory for intermediate results cannot be had. */
 int ffn_forward(const struct ffn *ffn, const float *x, float *y, int64_t tokens, int threads);
 
-/* Threads of another library. `run` calls task(context, index, count) for every index below `count`, which is at most
- * `threads`, and returns when all are done; `meet`, which a task calls, returns when all tasks have called it, and is
- * NULL where tasks need not run at the same time. */
+/* Threads of another library: it calls task(context, index, count) for every index below `count`, which is at most
+ * `threads`, and returns when all are done. Tasks may run one after the other. */
 typedef void (*ffn_task)(void *context, int index, int count);
-struct ffn_pool {
-    void (*run)(int threads, ffn_task task, void *context);
-    void (*meet)(void);
-};
-int ffn_forward_on(const struct ffn_pool *pool, const struct ffn *ffn, const float *x, float *y, int64_t tokens,
-                   int threads);
+typedef void (*ffn_pool)(int threads, ffn_task task, void *context);
+int ffn_forward_on(ffn_pool pool, const struct ffn *ffn, const float *x, float *y, int64_t tokens, int threads);
 
 #endif

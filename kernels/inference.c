@@ -3,6 +3,8 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#include <sched.h>
+#include <stdatomic.h>
 
 #include "level.h"
 #include "memory.h"
@@ -50,13 +52,11 @@ static int64_t work_per_token(const struct ffn *f) {
 /* One pass: what every task of it works on. */
 struct pass {
     const struct level *level;
-    const struct ffn_pool *pool;
     struct tile tile;
     int64_t tokens, tile_tokens;
     size_t buffers, work, state, each;
-    char *memory;   /* a part of `each` bytes a task; a team shares the buffers at its head */
-    int64_t token;  /* where the tile begins, and which phase of it runs, where tasks cannot meet */
-    int phase;
+    char *memory; /* a part of `each` bytes a task; a team shares the buffers at its head */
+    _Alignas(CACHE_LINE) atomic_int_fast64_t finished; /* shares of a team's phases */
 };
 
 enum { CODE, LOOKUP_HASH, KEPT_NEURONS, OUTPUTS, PHASES };
@@ -111,79 +111,75 @@ static void run_own(void *context, int index, int count) {
     }
 }
 
-/* A task's outputs of all tokens; the team meets after each phase. */
+/* Phases of a task's share that some thread has begun. */
+static atomic_int_fast64_t *begun(const struct pass *p, int index) {
+    return (atomic_int_fast64_t *)(p->memory + (size_t)(index + 1) * p->each - CACHE_LINE);
+}
+
+static void wait_for(const atomic_int_fast64_t *counter, int64_t count) {
+    enum { SPINS = 2000 }; /* a share takes some microseconds; if its thread was put aside, let it on */
+    for (int spins = 0; atomic_load_explicit(counter, memory_order_acquire) < count; spins++)
+        if (spins >= SPINS)
+            sched_yield();
+}
+
+/* A task's outputs of all tokens, and in each phase the outputs of tasks that have not come to it yet: threads that
+ * were asleep, or that a library never sends, keep nobody waiting. */
 static void run_team(void *context, int index, int count) {
-    const struct pass *p = context;
-    struct tile t = task_tile(p, index, count, 1);
-    for (int64_t token = 0; token < p->tokens; token += p->tile_tokens) {
-        place_tile(p, &t, token, p->tokens);
-        for (int phase = 0; phase < PHASES; phase++)
-            if (has_phase(t.ffn, phase)) {
+    struct pass *p = context;
+    int64_t before = 0; /* phases that are finished */
+    for (int64_t token = 0; token < p->tokens; token += p->tile_tokens)
+        for (int phase = 0; phase < PHASES; phase++) {
+            if (!has_phase(p->tile.ffn, phase))
+                continue;
+            for (int i = 0; i < count; i++) {
+                const int share = (index + i) % count;
+                int_fast64_t free = before;
+                if (!atomic_compare_exchange_strong(begun(p, share), &free, before + 1))
+                    continue;
+                struct tile t = task_tile(p, share, count, 1);
+                place_tile(p, &t, token, p->tokens);
                 run_phase(p->level, phase, &t);
-                p->pool->meet();
+                atomic_fetch_add_explicit(&p->finished, 1, memory_order_release);
             }
-    }
+            wait_for(&p->finished, ++before * count);
+        }
 }
 
-/* A task's outputs of one phase of a tile. */
-static void run_share(void *context, int index, int count) {
-    const struct pass *p = context;
-    struct tile t = task_tile(p, index, count, 1);
-    place_tile(p, &t, p->token, p->tokens);
-    run_phase(p->level, p->phase, &t);
-}
-
-static void run_together(struct pass *p, int threads) {
-    if (p->pool->meet) {
-        p->pool->run(threads, run_team, p);
-        return;
-    }
-    for (p->token = 0; p->token < p->tokens; p->token += p->tile_tokens)
-        for (p->phase = 0; p->phase < PHASES; p->phase++)
-            if (has_phase(p->tile.ffn, p->phase))
-                p->pool->run(threads, run_share, p);
-}
-
-int ffn_forward_on(const struct ffn_pool *pool, const struct ffn *f, const float *x, float *y, int64_t tokens,
-                   int threads) {
+int ffn_forward_on(ffn_pool pool, const struct ffn *f, const float *x, float *y, int64_t tokens, int threads) {
     if (threads < 1 || tokens * work_per_token(f) < TEAM_WORK)
         threads = 1;
     const int in_order = slices_pay(f, smaller(tokens, TILE_TOKENS)) && f->table_bytes > OWN_TABLES;
     const int together = threads > 1 && (tokens < OWN_TOKENS * threads || in_order);
     const int64_t share = together ? tokens : (tokens + threads - 1) / threads;
-    struct pass p = {.level = level_current(), .pool = pool, .tile = {.ffn = f, .x = x, .y = y}, .tokens = tokens};
+    struct pass p = {.level = level_current(), .tile = {.ffn = f, .x = x, .y = y}, .tokens = tokens};
     p.tile.slices = slices_pay(f, smaller(share, TILE_TOKENS));
     p.tile_tokens = even_part(share, !p.tile.slices && rows_fit(f, ROWS_TILE) ? ROWS_TILE : TILE_TOKENS);
     p.buffers = tile_buffers(&p.tile, NULL, p.tile_tokens);
     p.work = aligned((size_t)work_floats(f) * 4);
     p.state = aligned(QUANTISED_TOKENS * 8 + sizeof(struct fetch)); /* scales and sums, and what is fetched */
-    p.each = aligned(p.buffers + p.work + p.state + QUANTISED_TOKENS * (size_t)quantised_width(f) * 2);
+    p.each = aligned(p.buffers + p.work + p.state + QUANTISED_TOKENS * (size_t)quantised_width(f) * 2) + CACHE_LINE;
     p.memory = scratch((size_t)threads * p.each);
     if (!p.memory)
         return -1;
-    if (together)
-        run_together(&p, threads);
-    else if (threads > 1)
-        pool->run(threads, run_own, &p);
-    else
+    if (threads == 1) {
         run_own(&p, 0, 1);
+        return 0;
+    }
+    for (int i = 0; together && i < threads; i++)
+        atomic_init(begun(&p, i), 0);
+    pool(threads, together ? run_team : run_own, &p);
     return 0;
 }
 
 #ifdef _OPENMP
-static void openmp_meet(void) {
-#pragma omp barrier
-}
-
 static void openmp_run(int threads, ffn_task task, void *context) {
 #pragma omp parallel num_threads(threads)
     task(context, omp_get_thread_num(), omp_get_num_threads()); /* perhaps fewer than were asked for */
 }
 
-static const struct ffn_pool openmp = {openmp_run, openmp_meet};
-
 int ffn_forward(const struct ffn *f, const float *x, float *y, int64_t tokens, int threads) {
-    return ffn_forward_on(&openmp, f, x, y, tokens, threads);
+    return ffn_forward_on(openmp_run, f, x, y, tokens, threads);
 }
 #else
 int ffn_forward(const struct ffn *f, const float *x, float *y, int64_t tokens, int threads) {

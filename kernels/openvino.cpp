@@ -2,7 +2,9 @@
 // machine that runs it (compress/openvino/library.py), against the OpenVINO that is installed there.
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
+#include <openvino/op/constant.hpp>
 #include <openvino/op/op.hpp>
+#include <openvino/op/util/unary_elementwise_arithmetic.hpp>
 
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
@@ -27,16 +29,14 @@ void run_on_tbb(int threads, ffn_task task, void *context) {
     });
 }
 
-const ffn_pool tbb_pool = {run_on_tbb, nullptr};
-
 // One student's buffers, copied once to memory in huge pages: a constant lies wherever its file puts it.
 class Buffers {
 public:
-    const ffn &get(const ffn &sizes, const ov::Tensor &weights, const ov::Tensor &tables) {
+    const ffn &get(const ffn &sizes, const void *weights, const void *tables) {
         std::call_once(once_, [&] {
             ffn_ = sizes;
-            weights_ = copy(weights.data(), static_cast<size_t>(sizes.weight_bytes));
-            tables_ = copy(tables.data(), static_cast<size_t>(sizes.table_bytes));
+            weights_ = copy(weights, static_cast<size_t>(sizes.weight_bytes));
+            tables_ = copy(tables, static_cast<size_t>(sizes.table_bytes));
             ffn_.weights = weights_.get();
             ffn_.table_rows = tables_.get();
         });
@@ -62,6 +62,58 @@ private:
     std::once_flag once_;
     ffn ffn_;
     Memory weights_, tables_;
+};
+
+void check_x(const ov::Node *node, const ffn &sizes) {
+    const auto &type = node->get_input_element_type(0);
+    NODE_VALIDATION_CHECK(node, type.is_dynamic() || type == ov::element::f32, "x is ", type, ", not f32");
+    const auto &shape = node->get_input_partial_shape(0);
+    NODE_VALIDATION_CHECK(node, shape.rank().is_dynamic() ||
+                                    (shape.size() > 0 && shape[shape.size() - 1].compatible(sizes.d_in)),
+                          "x is ", shape, ", not [..., ", sizes.d_in, "]");
+}
+
+void run(const ffn &f, const ov::Tensor &x, ov::Tensor &y) {
+    ov::Shape shape = x.get_shape();
+    OPENVINO_ASSERT(!shape.empty() && shape.back() == static_cast<size_t>(f.d_in), "LookupFFN: x of another width");
+    shape.back() = static_cast<size_t>(f.d_out);
+    y.set_shape(shape);
+    const auto tokens = static_cast<int64_t>(x.get_size() / static_cast<size_t>(f.d_in));
+    const int threads = tbb::this_task_arena::max_concurrency();
+    const int status = ffn_forward_on(run_on_tbb, &f, x.data<const float>(), y.data<float>(), tokens, threads);
+    OPENVINO_ASSERT(status == 0, "LookupFFN: no memory for intermediate results");
+}
+
+// A student with its buffers inside; what a LookupFFN becomes when a model is compiled, and never in a file.
+class BoundLookupFFN : public ov::op::util::UnaryElementwiseArithmetic {
+public:
+    OPENVINO_OP("BoundLookupFFN", "compress", ov::op::util::UnaryElementwiseArithmetic);
+
+    BoundLookupFFN(const ov::Output<ov::Node> &x, const ffn &bound, std::shared_ptr<Buffers> buffers)
+        : UnaryElementwiseArithmetic(x), ffn_(bound), buffers_(std::move(buffers)) {
+        constructor_validate_and_infer_types();
+    }
+
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector &inputs) const override {
+        check_new_args_count(this, inputs);
+        return std::make_shared<BoundLookupFFN>(inputs[0], ffn_, buffers_);
+    }
+
+    void validate_and_infer_types() override {
+        check_x(this, ffn_);
+        set_output_type(0, ov::element::f32, get_input_partial_shape(0));
+    }
+
+    bool has_evaluate() const override { return true; }
+
+    bool evaluate(ov::TensorVector &outputs, const ov::TensorVector &inputs) const override {
+        run(ffn_, inputs[0], outputs[0]);
+        return true;
+    }
+
+private:
+    ffn ffn_;
+    std::shared_ptr<Buffers> buffers_;
 };
 
 class LookupFFN : public ov::op::Op {
@@ -97,38 +149,46 @@ public:
                               "settings that no packed LookupFFN has");
         check_buffer(1, sizes_.weight_bytes);
         check_buffer(2, sizes_.table_bytes);
-        const auto &type = get_input_element_type(0);
-        NODE_VALIDATION_CHECK(this, type.is_dynamic() || type == ov::element::f32, "x is ", type, ", not f32");
+        check_x(this, sizes_);
         ov::PartialShape shape = get_input_partial_shape(0);
-        if (shape.rank().is_static()) {
-            NODE_VALIDATION_CHECK(this, shape.size() > 0 && shape[shape.size() - 1].compatible(sizes_.d_in), "x is ",
-                                  shape, ", not [..., ", sizes_.d_in, "]");
+        if (shape.rank().is_static())
             shape[shape.size() - 1] = sizes_.d_out;
-        }
         set_output_type(0, ov::element::f32, shape);
+    }
+
+    // OpenVINO's CPU plugin infers the shape of an operation that it does not know at every call, by copying it, and
+    // prepares nothing behind it before it is done: 50 microseconds with two threads. Of an elementwise operation of
+    // one input it knows that the shape stays. So, where it does, constants are folded into the operation; but not in a
+    // model that is still to be written, as its mark says (compress/openvino/graph.py), which no file keeps.
+    bool can_constant_fold(const ov::OutputVector &inputs) const override {
+        return sizes_.d_in == sizes_.d_out && constant(inputs, 1) && constant(inputs, 2) &&
+               !get_rt_info().count("lookup_ffn_unfolded");
+    }
+
+    bool constant_fold(ov::OutputVector &outputs, const ov::OutputVector &inputs) override {
+        if (!can_constant_fold(inputs))
+            return false;
+        const ffn &bound = buffers_->get(sizes_, constant(inputs, 1)->get_data_ptr(), constant(inputs, 2)->get_data_ptr());
+        outputs[0] = std::make_shared<BoundLookupFFN>(inputs[0], bound, buffers_)->output(0);
+        return true;
     }
 
     bool has_evaluate() const override { return true; }
 
     bool evaluate(ov::TensorVector &outputs, const ov::TensorVector &inputs) const override {
-        ov::Shape shape = inputs[0].get_shape();
-        OPENVINO_ASSERT(!shape.empty() && shape.back() == static_cast<size_t>(sizes_.d_in) &&
-                            inputs[1].get_byte_size() == static_cast<size_t>(sizes_.weight_bytes) &&
+        OPENVINO_ASSERT(inputs[1].get_byte_size() == static_cast<size_t>(sizes_.weight_bytes) &&
                             inputs[2].get_byte_size() == static_cast<size_t>(sizes_.table_bytes),
                         "LookupFFN: tensors of another geometry");
-        shape.back() = static_cast<size_t>(sizes_.d_out);
-        outputs[0].set_shape(shape);
-        const ffn &f = buffers_->get(sizes_, inputs[1], inputs[2]);
-        const auto tokens = static_cast<int64_t>(inputs[0].get_size() / static_cast<size_t>(sizes_.d_in));
-        const int threads = tbb::this_task_arena::max_concurrency();
-        const int status = ffn_forward_on(&tbb_pool, &f, inputs[0].data<const float>(), outputs[0].data<float>(),
-                                          tokens, threads);
-        OPENVINO_ASSERT(status == 0, "LookupFFN: no memory for intermediate results");
+        run(buffers_->get(sizes_, inputs[1].data(), inputs[2].data()), inputs[0], outputs[0]);
         return true;
     }
 
 private:
     enum { LAYOUT_VERSION = 3 };
+
+    static std::shared_ptr<ov::op::v0::Constant> constant(const ov::OutputVector &inputs, size_t input) {
+        return ov::as_type_ptr<ov::op::v0::Constant>(inputs[input].get_node_shared_ptr());
+    }
 
     void check_buffer(size_t input, int64_t bytes) const {
         const auto &type = get_input_element_type(input);

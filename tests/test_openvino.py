@@ -87,6 +87,25 @@ def test_the_operation_is_the_kernel_bit_for_bit(core, g, bits):
             assert torch.equal(torch.from_numpy(compiled([x.numpy()])[0]), expected)
 
 
+def test_a_compiled_model_has_the_buffers_in_its_operations(core, checkpoint, tmp_path):
+    """OpenVINO infers shapes at every call of an operation with further inputs; one of a file that is cached too."""
+    export(checkpoint("gpt2"), tmp_path / "out")
+    text = (tmp_path / "out" / MODEL_FILE).read_text()
+    assert text.count('type="LookupFFN"') == 2
+    ids = numpy.array([[5, 6, 7]])
+    values = {"input_ids": ids, "attention_mask": ids * 0 + 1, "position_ids": numpy.arange(3)[None]}
+    values["beam_idx"] = numpy.zeros(1, numpy.int32)
+    answers = []
+    for settings in ({}, {"CACHE_DIR": str(tmp_path / "cache")}, {"CACHE_DIR": str(tmp_path / "cache")}):
+        compiled = core.compile_model(str(tmp_path / "out" / MODEL_FILE), "CPU", settings)
+        nodes = compiled.get_runtime_model().get_ops()
+        assert [len(node.inputs()) for node in nodes if node.get_rt_info()["layerType"] == "Reference"] == [1, 1]
+        names = {port.any_name for port in compiled.inputs}
+        answers.append(compiled({name: value for name, value in values.items() if name in names})["logits"])
+    assert numpy.array_equal(answers[0], answers[1])
+    assert numpy.array_equal(answers[0], answers[2])
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"layout_version": LAYOUT_VERSION + 1}, {"settings": [1, 2]}, {"settings": [0] * kernels.kernel_layout.SETTINGS}],

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Full precision for what is not quantised, keys and values included, so that answers are those of PyTorch.
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "PERFORMANCE_HINT": "LATENCY"}
 LAYOUT_VERSION = 3  # of the kernel's buffers; kernels/openvino.cpp reads this one
+_UNFOLDED = "lookup_ffn_unfolded"  # marks operations whose buffers must stay constants; kernels/openvino.cpp reads it
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 
 
@@ -62,7 +63,9 @@ def to_openvino(pretrained: Pretrained, library: Path) -> Model:
         buffers, settings = kernels.prepare(student, student.geometry, student.input_bits)
         constants = [constant(buffer.numpy(), dtype=numpy.uint8).output(0) for buffer in buffers]
         attributes = {"settings": list(settings), "layout_version": LAYOUT_VERSION}
-        return factory.create("LookupFFN", [context.get_input(0), *constants], attributes).outputs()
+        node = factory.create("LookupFFN", [context.get_input(0), *constants], attributes)
+        node.get_rt_info()[_UNFOLDED] = True
+        return node.outputs()
 
     extensions = [
         ModuleExtension(PackedLookupFFN, "LookupFFN", convert=traced, evaluate=shape_only),
@@ -185,6 +188,11 @@ class Compiled(nn.Module):
     def __init__(self, core: Any, model: Model | str, **settings: Any) -> None:
         super().__init__()
         self.where = nn.Parameter(torch.empty(0), requires_grad=False)
+        if not isinstance(model, str):
+            model = model.clone()
+            for node in model.get_ops():
+                if _UNFOLDED in node.get_rt_info():
+                    del node.get_rt_info()[_UNFOLDED]
         settings = {**_SETTINGS, **settings}
         self.request = core.compile_model(model, "CPU", settings).create_infer_request()
         self.names = [port.any_name for port in self.request.model_inputs]

@@ -34,6 +34,7 @@ static int wrong(const float *y, const float *expected, int64_t count, double to
 
 struct call {
     int (*forward)(const void *layer, const float *x, float *y, int64_t tokens, int threads);
+    int (*in_turn)(const void *layer, const float *x, float *y, int64_t tokens, int threads); /* or NULL */
     const void *layer;
     int64_t d_in, d_out, tokens;
     double tolerance;
@@ -43,11 +44,21 @@ static int student(const void *f, const float *x, float *y, int64_t tokens, int 
     return ffn_forward(f, x, y, tokens, threads);
 }
 
+/* A pool of one thread, for which the last task comes first. */
+static void run_in_turn(int threads, ffn_task task, void *context) {
+    for (int index = threads; index-- > 0;)
+        task(context, index, threads);
+}
+
+static int student_in_turn(const void *f, const float *x, float *y, int64_t tokens, int threads) {
+    return ffn_forward_on(run_in_turn, f, x, y, tokens, threads);
+}
+
 static int linear(const void *l, const float *x, float *y, int64_t tokens, int threads) {
     return linear_forward(l, x, y, tokens, threads);
 }
 
-/* All tokens, by one thread and by several, and single ones; x and the expected y are what is left of the file. */
+/* All tokens, by one thread and by several, single ones, and some by a team that never meets; x and the expected y are what is left of the file. */
 static int run(const struct call *c, FILE *file, const char *path) {
     const size_t bytes = (size_t)(c->tokens * c->d_out) * 4;
     float *x = take(file, (size_t)(c->tokens * c->d_in) * 4, 0);
@@ -61,6 +72,9 @@ static int run(const struct call *c, FILE *file, const char *path) {
         for (int64_t n = 0; n < c->tokens; n += c->tokens / 3 + 1)
             failed |= c->forward(c->layer, x + n * c->d_in, other, 1, 2) ||
                       memcmp(y + n * c->d_out, other, (size_t)c->d_out * 4);
+        const int64_t few = c->tokens < 11 ? c->tokens : 11;
+        if (c->in_turn)
+            failed |= c->in_turn(c->layer, x, other, few, 3) || memcmp(y, other, (size_t)(few * c->d_out) * 4);
         if (failed) {
             fprintf(stderr, "%s at %s\n", path, level_at(level)->name);
             break;
@@ -77,7 +91,7 @@ static int run_student(FILE *file, const char *path) {
         return 1;
     char *weights = take(file, (size_t)f.weight_bytes, CACHE_LINE), *tables = take(file, (size_t)f.table_bytes, 0);
     f.weights = weights, f.table_rows = tables;
-    const int failed = run(&(struct call){student, &f, f.d_in, f.d_out, head.tokens, head.tolerance}, file, path);
+    const int failed = run(&(struct call){student, student_in_turn, &f, f.d_in, f.d_out, head.tokens, head.tolerance}, file, path);
     free(weights), free(tables);
     return failed;
 }
@@ -91,7 +105,7 @@ static int run_linear(FILE *file, const char *path) {
     float *scale = take(file, (size_t)panels * PANEL * 4, 0);
     float *bias = head.has_bias ? take(file, (size_t)panels * PANEL * 4, 0) : NULL;
     const struct linear l = {.panels = values, .scale = scale, .bias = bias, .k = head.k, .outputs = head.outputs};
-    const int failed = run(&(struct call){linear, &l, head.k, head.outputs, head.tokens, head.tolerance}, file, path);
+    const int failed = run(&(struct call){linear, NULL, &l, head.k, head.outputs, head.tokens, head.tolerance}, file, path);
     free(values), free(scale), free(bias);
     return failed;
 }
