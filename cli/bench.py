@@ -77,7 +77,7 @@ def bench(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Dense variants to measure, or engines such as torch."),
+        typer.Option(metavar="NAME,...", help="Dense variants to measure; engines such as torch too."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Of measuring a batch size, at least three rounds.")] = 6.0,
     json_file: Annotated[
@@ -181,7 +181,7 @@ def _whole(
 ) -> dict[str, Any]:  # fmt: skip
     from compress.bench.shapes import Shape
     from compress.bench.sized import sized_pair
-    from compress.bench.whole import DEFAULT_SHAPES, ENGINES, bench_model
+    from compress.bench.whole import DEFAULT_SHAPES, bench_model, chosen
     from compress.evaluate.evaluation import load_pair
 
     if (checkpoint is None) == (config is None):
@@ -190,9 +190,7 @@ def _whole(
             where="--whole" if config is None else "--config",
             remedy="name one: compress bench CHECKPOINT --whole, or compress bench --config gpt2",
         )
-    engines = ENGINES if only is None else tuple(only.split(","))
-    if unknown := [name for name in engines if name not in ENGINES]:
-        raise CompressError(f"unknown engine {unknown[0]}", where="--only", remedy=f"choose of {', '.join(ENGINES)}")
+    ways = chosen(only)
     try:
         shapes = None if shape is None else [Shape.parse(part) for part in shape.split(",")]
     except ValueError:
@@ -204,7 +202,7 @@ def _whole(
         assert checkpoint is not None
         pair = load_pair(checkpoint, against, trust_remote_code=trust_remote_code)
     shapes = shapes or DEFAULT_SHAPES[pair[0].task == "causal"]
-    return bench_model(*pair, shapes, seconds=seconds, threads=threads, engines=engines)
+    return bench_model(*pair, shapes, seconds=seconds, threads=threads, ways=ways)
 
 
 def _show_whole(result: dict[str, Any]) -> None:

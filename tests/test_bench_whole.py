@@ -86,14 +86,27 @@ def test_models_of_known_sizes_generate_token_by_token(small):
     names = {*TORCH, "compressed, torch float32", "compressed, torch int8"}
     if all(importlib.util.find_spec(name) for name in ("openvino", "nncf")):
         names |= {*OPENVINO, "compressed, openvino float32", "compressed, openvino int8"}
+        names |= {
+            f"{before}openvino static int8{behind}"
+            for before, behind in (("", ""), ("compressed, ", ""), ("", " without FFNs"))
+        }
     if all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf")):
         names |= {"llama.cpp Q8_0", "llama.cpp Q4_0"}
     assert all(row["seconds"].keys() == names for row in result["rows"])
     for name, spent in result["rows"][0]["parts"].items():
         assert spent.keys() == set(PARTS)
         assert all(taken > 0 for part, taken in spent.items() if part != "FFNs" or "without" not in name)
-    only = json.loads(CliRunner().invoke(app, [*arguments, "--only", "torch"]).stdout)
-    assert not any("openvino" in name or "llama" in name for row in only["rows"] for name in row["seconds"])
+    for only, expected in (
+        ("torch", {name for name in names if "torch" in name}),
+        ("torch int8, openvino static int8", {name for name in names if "torch int8" in name or "static" in name}),
+    ):
+        rows = json.loads(CliRunner().invoke(app, [*arguments, "--only", only]).stdout)["rows"]
+        assert all(row["seconds"].keys() == expected for row in rows)
+        assert all(row["parts"].keys() == {name for name in expected if "torch" in name} for row in rows)
+    shown = CliRunner().invoke(app, [*arguments[:-2], "--only", "torch float32"])
+    assert shown.exit_code == 0, shown.output
+    assert "against torch float32" in shown.stdout
+    assert "int8" not in shown.stdout
 
 
 def test_a_model_of_known_sizes_shares_all_but_its_ffns(small):
@@ -172,7 +185,7 @@ def test_default_shapes_and_what_cannot_generate(checkpoint):
         (("{out}", "--shape", "1x0"), "no list of shapes"),
         (("{out}", "--shape", "a"), "list"),
         (("{out}", "--shape", "2x1+4"), "1x1+128"),
-        (("{out}", "--only", "tensorrt"), "choose of torch, openvino"),
+        (("{out}", "--only", "tensorrt"), "choose of torch,"),
         (("{out}", "--config", "gpt2"), "both a checkpoint and --config"),
         (("--config", "gpt5"), "choose one of gpt2, llama-1b"),
     ],

@@ -21,7 +21,7 @@ from ..evaluate.evaluation import checkpoint_data
 from ..hub import local_folder
 from ..models import load_pretrained
 from .cached import step_error
-from .graph import Compiled, import_nncf, quantised, to_openvino, trace_arguments
+from .graph import Compiled, import_nncf, kept_state, quantised, to_openvino, trace_arguments, weights_quantised
 from .library import extension, openvino
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def export(
     checkpoint: a folder or a hub id.
     rest: what everything but the students is computed in; "int8" quantises it with nncf, ranges taken from `data`, a
     path or `hub:NAME`, by default what the recipe evaluates on.
-    Causal models keep keys and values as state; `tell` is told of one that cannot. OUT appears whole or not at all.
+    Causal models keep keys and values as state; `tell` is told of one that cannot. Of one that can, "int8" rounds the
+    matrices alone, without data. OUT appears whole or not at all.
     Raises KernelError where OpenVINO, nncf or a compiler is missing, CheckpointError where the folder is no checkpoint
     or the exported model does not answer as it does, CompressError for an unknown `rest` and where `out` exists.
     """
@@ -58,25 +59,29 @@ def export(
         import_nncf()
     pretrained = load_pretrained(str(folder), trust_remote_code=trust_remote_code)
     open_rest(pretrained.model)  # nncf rounds by what passes through
-    examples = checkpoint_data(folder, data, pretrained) if rest == "int8" else None
+    generates = kept_state(pretrained) is not None
+    ranges = rest == "int8" and not generates
+    if data is not None and not ranges:
+        tell("no ranges are taken from data here: it is not read")
+    examples = checkpoint_data(folder, data, pretrained) if ranges else None
     core = openvino().Core()
     core.add_extension(str(library))
     model = to_openvino(pretrained, library)
     compiled = Compiled(core, model)
     problems = [each.what for each in verify_outputs(folder, compiled, like=pretrained.model)]
-    if compiled.stateful and (error := step_error(compiled, trace_arguments(pretrained)["input_ids"])) > _TOLERANCE:
+    if generates and (error := step_error(compiled, trace_arguments(pretrained)["input_ids"])) > _TOLERANCE:
         problems.append(f"token by token its answers differ by {error:.2g} from those of one pass")
     if problems:
         raise CheckpointError(
             "the exported model does not answer as the checkpoint does: " + "; ".join(problems),
             where=str(folder), remedy="report this with the versions of transformers and openvino",
         )  # fmt: skip
-    if pretrained.task == "causal" and not compiled.stateful:
+    if pretrained.task == "causal" and not generates:
         tell("keys and values of this model cannot be kept: each call reads its whole sequence")
-    if examples is not None:
-        model = quantised(model, _calibration(examples))
+    if rest == "int8":
+        model = weights_quantised(model) if examples is None else quantised(model, _calibration(examples))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as made:
-        _write(Path(made) / "out", folder, model, rest, compiled.stateful)
+        _write(Path(made) / "out", folder, model, rest, generates)
         os.replace(Path(made) / "out", target)
 
 

@@ -20,7 +20,7 @@ from ..errors import KernelError, ModelError
 from ..lookup import PackedLookupFFN
 from ..models import Pretrained
 from ..quiet import silent_transformers
-from .cached import BEAM, Stepwise, make_stateful, positions, remembered
+from .cached import BEAM, Remembered, Stepwise, make_stateful, positions, remembered
 from .library import openvino
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def to_openvino(pretrained: Pretrained, library: Path) -> Model:
         ConversionExtension("LookupFFN", operation),
     ]
     with quiet(), _uncached(model), _as_they_were(students):
-        layers = remembered(model) if pretrained.task == "causal" else None
+        layers = kept_state(pretrained)
         if layers is None:
             made = openvino().convert_model(model, example_input=trace_arguments(pretrained), extension=extensions)
         else:
@@ -85,6 +85,11 @@ def to_openvino(pretrained: Pretrained, library: Path) -> Model:
             remedy="run the checkpoint with PyTorch: compress run, compress.load",
         )  # fmt: skip
     return made
+
+
+def kept_state(pretrained: Pretrained) -> list[Remembered] | None:
+    """What each layer keeps of a token in the exported model's state; None where it has none."""
+    return remembered(pretrained.model) if pretrained.task == "causal" else None
 
 
 @contextmanager
@@ -130,7 +135,7 @@ def trace_arguments(pretrained: Pretrained) -> dict[str, Tensor]:
 
 
 def quantised(model: Model, batches: Sequence[dict[str, Tensor]]) -> Model:
-    """Quantise all but the students with nncf, ranges taken from batches of the model's arguments.
+    """Quantise all but the students with nncf, attention too, ranges taken from batches of the model's arguments.
 
     Raises KernelError where nncf is missing.
     """
@@ -139,6 +144,17 @@ def quantised(model: Model, batches: Sequence[dict[str, Tensor]]) -> Model:
     data = nncf.Dataset(list(batches), lambda batch: arguments(batch, names))
     with quiet():
         return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
+
+
+def weights_quantised(model: Model) -> Model:
+    """Round the matrices of all but the students to 8 bits with nncf, a scale an output.
+
+    OpenVINO rounds what they are applied to while it runs, where that pays, and attention stays as it is, fused with
+    the keys and values in the model's state. Raises KernelError where nncf is missing.
+    """
+    nncf = import_nncf()
+    with quiet():
+        return nncf.compress_weights(model.clone(), mode=nncf.CompressWeightsMode.INT8_SYM)
 
 
 def arguments(batch: Mapping[str, Tensor], names: Sequence[str], past: int = 0) -> dict[str, Any]:
