@@ -66,6 +66,7 @@ def _extension_or_warning() -> ModuleType | None:
     return extension
 
 
+@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether the native extension is installed."""
     return _extension() is not None

@@ -161,3 +161,16 @@ def test_tables_of_zeros_stay_zeros() -> None:
 def test_unknown_dtypes_are_refused() -> None:
     with pytest.raises(CompressError, match="table_dtype"):
         PackedLookupFFN(student().geometry, "int3")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("used_before", [False, True], ids=["new", "used before"])
+def test_a_student_compiles_whole(used_before: bool) -> None:
+    """In one graph: a break at every FFN would cost what compilation gains elsewhere."""
+    packed, x = pack(student(), "int4"), torch.randn(9, 24)
+    with torch.no_grad():
+        expected = pack(student(), "int4")(x)
+        if used_before:
+            packed(x)
+        compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), expected)
+        assert torch.equal(compiled(torch.cat((x, x)))[9:], expected)

@@ -140,20 +140,24 @@ class PackedLookupFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out], in the dtype of x; arithmetic is float32."""
         if x.device.type == "cpu" and kernels.available() and not (x.requires_grad and torch.is_grad_enabled()):
-            prepared, geometry = self._prepared or self._prepare()
+            self._ensure_prepared()
+            assert self._prepared is not None
+            prepared, geometry = self._prepared
             if x.dtype == torch.float32:
                 return torch.ops.compress.lookup_ffn(x, prepared, geometry)
             return torch.ops.compress.lookup_ffn(x.float(), prepared, geometry).to(x.dtype)
         return self._float32()(x)
 
-    def _prepare(self) -> tuple[list[Tensor], list[int]]:
+    @torch.compiler.assume_constant_result  # torch.compile runs it while it traces, and looks no further into it
+    def _ensure_prepared(self) -> bool:
         """Lay out for the kernel; the tables then live there alone, not twice."""
-        self._prepared = prepared, _ = kernels.prepare(self.state_dict(), self.geometry, self.input_bits)
-        if self.geometry.tables:
-            tables = self.get_parameter("tables")
-            rows = prepared[1].view(tables.dtype).view(*tables.shape[:2], -1)
-            tables.data = rows[..., : tables.shape[-1]]  # rows may lie apart
-        return self._prepared
+        if self._prepared is None:
+            self._prepared = prepared, _ = kernels.prepare(self.state_dict(), self.geometry, self.input_bits)
+            if self.geometry.tables:
+                tables = self.get_parameter("tables")
+                rows = prepared[1].view(tables.dtype).view(*tables.shape[:2], -1)
+                tables.data = rows[..., : tables.shape[-1]]  # rows may lie apart
+        return True
 
     def reference(self, x: Tensor) -> Tensor:
         """What the kernel computes, in float32 PyTorch, [..., d_in] -> [..., d_out]; keeps nothing in memory."""
