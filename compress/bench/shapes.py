@@ -81,17 +81,21 @@ class Pass(WholeModel):
 
 
 class Step(DecodeStep):
-    """A step of generation, right behind another; the cache grows from `past` tokens to twice as many, then anew."""
+    """A step of generation, right behind others; the cache grows from `past` tokens to twice as many, then anew."""
 
     def __init__(self, model: nn.Module, example: Mapping[str, Tensor], shape: Shape, dtype: torch.dtype) -> None:
         ids = {"input_ids": example["input_ids"]}
         super().__init__(model, RandomPool(ids, 2 * shape.past, masked=False), dtype)
 
     def prepare(self, round_: int) -> None:
-        """Let the threads of the engine before fall asleep, and take a step."""
+        """Let the threads of the engine before fall asleep; take steps until caches and threads are warm."""
         time.sleep(SETTLING)
         super().prepare(round_)
+        begin = time.perf_counter()
         self.run()
+        while time.perf_counter() - begin < _WARMING:
+            super().prepare(round_)
+            self.run()
         super().prepare(round_)
 
 

@@ -207,7 +207,8 @@ def _openvino_models(
                 made = weights_quantised(graph)
             else:
                 made = quantised(graph, calibration)
-            runs[f"{prefix}{name}{suffix}"] = Compiled(core, made, INFERENCE_NUM_THREADS=threads)
+            kept = {} if name == float32 else {"KV_CACHE_PRECISION": "u8"}  # OpenVINO's own choice
+            runs[f"{prefix}{name}{suffix}"] = Compiled(core, made, INFERENCE_NUM_THREADS=threads, **kept)
     return runs
 
 
