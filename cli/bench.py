@@ -77,7 +77,10 @@ def bench(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Dense variants to measure; engines such as torch too."),
+        typer.Option(
+            metavar="NAME,...",
+            help='Dense variants to measure; of whole models engines, or ways such as "openvino int8".',
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Of measuring a batch size, at least three rounds.")] = 6.0,
     json_file: Annotated[

@@ -186,12 +186,13 @@ def test_default_shapes_and_what_cannot_generate(checkpoint):
         (("{out}", "--shape", "a"), "list"),
         (("{out}", "--shape", "2x1+4"), "1x1+128"),
         (("{out}", "--only", "tensorrt"), "choose of torch,"),
+        (("{out}", "--against", "{dense}", "--only", "openvino static int8"), "nothing is left to time at 1 x 16"),
         (("{out}", "--config", "gpt2"), "both a checkpoint and --config"),
         (("--config", "gpt5"), "choose one of gpt2, llama-1b"),
     ],
 )
 def test_mistakes_are_named(checkpoint, arguments, expected):
-    given = [argument.format(out=checkpoint) for argument in arguments]
+    given = [argument.format(out=checkpoint, dense=checkpoint.with_name("dense")) for argument in arguments]
     done = CliRunner().invoke(app, ["bench", "--whole", *given])
     assert done.exit_code == 2
     assert expected in done.output

@@ -268,6 +268,10 @@ def test_the_rest_in_int8_of_a_causal_model_goes_on_from_its_state(core, checkpo
     out = tmp_path / "out"
     done = invoke(checkpoint("gpt2"), "-o", out, "--rest", "int8", "--data", text)
     assert done.exit_code == 0, done.output
+    assert "it is not read" in done.output
+    nodes = core.read_model(out / MODEL_FILE).get_ops()
+    assert not any(node.get_type_name() == "FakeQuantize" for node in nodes)  # attention stays whole
+    assert sum(node.get_output_element_type(0) == openvino.Type.i8 for node in nodes) >= 4
     compiled = Compiled(core, str(out / MODEL_FILE))
     ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -83,11 +83,6 @@ def bench_model(
         runs |= _openvino_models(dense, compressed, source, count, wanted, left_out)
         if dense.task == "causal":
             runs |= _llamacpp_models(dense, shapes, count, wanted, left_out)
-        if not runs:
-            raise CompressError(
-                f"nothing is left to time: {'; '.join(left_out.values()) or 'not for this model'}", where="--only",
-                remedy="leave --only out",
-            )  # fmt: skip
         for shape in shapes:
             passes = {
                 name: contestant(run, source, shape, torch.bfloat16 if name.endswith("bfloat16") else torch.float32)
@@ -95,6 +90,11 @@ def bench_model(
                 if not shape.past or getattr(run, "stateful", True)
             }
             left_out |= dict.fromkeys(runs.keys() - passes, f"keeps no keys and values: not at {shape}")
+            if not passes:
+                raise CompressError(
+                    f"nothing is left to time at {shape}: {'; '.join(left_out.values()) or 'not for this model'}",
+                    where="--only", remedy="leave --only out",
+                )  # fmt: skip
             taken, rounds = interleave(passes, seconds)
             spent = {name: seconds_by_part(runs[name], parts, each) for name, each in passes.items() if "torch" in name}
             rows.append({
