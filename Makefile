@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench install reinstall clean
+.PHONY: demo test lint bench wheels install reinstall clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,17 @@ lint: install
 	$(BIN)/ruff format --check compress cli recipes tests setup.py
 	$(BIN)/mypy -p compress
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint kernels
+
+# One wheel serves all processors of an architecture and every Python from 3.11 on. That for 64-bit Arm is built where
+# a cross-compiler is (Debian: gcc-aarch64-linux-gnu).
+WHEEL := $(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
+ARM_GCC := $(shell command -v aarch64-linux-gnu-gcc)
+wheels: install
+	rm -rf build/lib.* build/bdist.*
+	$(WHEEL)
+ifneq ($(ARM_GCC),)
+	CC=$(ARM_GCC) LDSHARED="$(ARM_GCC) -shared" _PYTHON_HOST_PLATFORM=linux-aarch64 $(WHEEL)
+endif
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo

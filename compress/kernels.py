@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch  # before the extension, so that both share torch's libgomp and its threads
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import kernel_layout, torch_kernels
 from .errors import KernelError
@@ -255,23 +256,32 @@ def prepare(
 def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
     if x.dtype != torch.float32 or not x.dim():
         raise _refuse("x", f"is {x.dtype} with {x.dim()} axes", "pass float32 [..., d_in]")
-    fitting = len(prepared) == 2 and len(geometry) == kernel_layout.SETTINGS and 1 <= geometry[1] <= MAX_WIDTH
-    # The bias alone takes so many bytes; what does not fit must not allocate an answer.
-    fitting = fitting and 4 * geometry[1] <= prepared[0].nbytes
-    if not fitting or any(buffer.device.type != "cpu" or not buffer.is_contiguous() for buffer in prepared):
-        raise _refuse("prepared", "is not what `prepare` returned", "pass both its results unchanged")
-    x = x.contiguous()
+    if len(prepared) != 2 or len(geometry) != kernel_layout.SETTINGS or not 1 <= geometry[1] <= MAX_WIDTH:
+        raise _refuse_prepared()
     weights, tables = prepared
+    size = weights.nbytes
+    # The bias alone takes so many bytes; what does not fit must not allocate an answer.
+    if 4 * geometry[1] > size or not (_is_plain(weights) and _is_plain(tables)):
+        raise _refuse_prepared()
+    x = x.contiguous()
     *leading, width = x.shape
     y = torch.empty(*leading, geometry[1])
     try:
         _required().forward(
-            geometry, weights.data_ptr(), weights.nbytes, tables.data_ptr(), tables.nbytes, x.data_ptr(), width,
+            geometry, weights.data_ptr(), size, tables.data_ptr(), tables.nbytes, x.data_ptr(), width,
             y.data_ptr(), y.numel() // geometry[1], torch.get_num_threads(),
         )  # fmt: skip
     except ValueError as error:
         raise _refuse("lookup_ffn", f"was given {error}", "pass both results of `prepare`, and x [..., d_in]") from None
     return y
+
+
+def _is_plain(buffer: Tensor) -> bool:
+    return buffer.is_cpu and buffer.is_contiguous()
+
+
+def _refuse_prepared() -> KernelError:
+    return _refuse("prepared", "is not what `prepare` returned", "pass both its results unchanged")
 
 
 def prepare_linear(values: Tensor, scale: Tensor, bias: Tensor | None) -> list[Tensor]:
@@ -326,4 +336,17 @@ def lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -
     result depends neither on the other tokens of its batch nor on the thread count.
     Raises KernelError on tensors that do not fit.
     """
-    return torch.ops.compress.lookup_ffn(x, prepared, geometry)
+    # The dispatcher takes longer than a small student's arithmetic: it is asked only where something listens to it.
+    if _is_observed(x):
+        y: Tensor = torch.ops.compress.lookup_ffn(x, prepared, geometry)
+        return y
+    return _lookup_ffn(x, prepared, geometry)
+
+
+def _is_observed(x: Tensor) -> bool:
+    """Whether a call on x must be an operator: on another device, for a gradient, a trace, a transform or a profile."""
+    return (
+        torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu or x.requires_grad
+        or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing() or torch.autograd._profiler_enabled()
+    )  # fmt: skip

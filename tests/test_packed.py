@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from compress import kernels
 from compress.errors import CompressError
@@ -174,3 +176,27 @@ def test_a_student_compiles_whole(used_before: bool) -> None:
         compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), expected)
         assert torch.equal(compiled(torch.cat((x, x)))[9:], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_what_listens_to_operators_sees_a_student() -> None:
+    """A call by itself leaves PyTorch's dispatcher out; graphs and profiles must not miss it."""
+    packed, x = pack(student(), "int4").eval(), torch.randn(4, 24)
+    with torch.no_grad():
+        expected = packed(x)
+        made = make_fx(packed)(x)
+        assert any("lookup_ffn" in str(node.target) for node in made.graph.nodes)
+        assert torch.equal(made(x.flip(0)), expected.flip(0))
+
+        exported = torch.export.export(packed, (x,), strict=False)
+        assert any("lookup_ffn" in str(node.target) for node in exported.graph.nodes)
+
+        traced = torch.jit.trace(packed, (x,), check_trace=False)
+        assert torch.equal(traced(x.flip(0)), expected.flip(0))
+
+        with torch.profiler.profile() as profile:
+            packed(x)
+        assert any("lookup_ffn" in event.key for event in profile.key_averages())
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        assert packed(fake.from_tensor(x)).shape == (4, packed.geometry.d_out)

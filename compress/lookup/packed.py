@@ -139,14 +139,13 @@ class PackedLookupFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out], in the dtype of x; arithmetic is float32."""
-        if x.device.type == "cpu" and kernels.available() and not (x.requires_grad and torch.is_grad_enabled()):
-            self._ensure_prepared()
-            assert self._prepared is not None
-            prepared, geometry = self._prepared
-            if x.dtype == torch.float32:
-                return torch.ops.compress.lookup_ffn(x, prepared, geometry)
-            return torch.ops.compress.lookup_ffn(x.float(), prepared, geometry).to(x.dtype)
-        return self._float32()(x)
+        if not x.is_cpu or not kernels.available() or (x.requires_grad and torch.is_grad_enabled()):
+            return self._float32()(x)
+        self._ensure_prepared()
+        assert self._prepared is not None
+        if x.dtype == torch.float32:
+            return kernels.lookup_ffn(x, *self._prepared)
+        return kernels.lookup_ffn(x.float(), *self._prepared).to(x.dtype)
 
     @torch.compiler.assume_constant_result  # torch.compile runs it while it traces, and looks no further into it
     def _ensure_prepared(self) -> bool:
