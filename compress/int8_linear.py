@@ -61,11 +61,10 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out]."""
-        if x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled()):
-            # For one token the way through the dispatcher would take as long as the product of a small layer.
-            plain = type(x) is Tensor and not torch.compiler.is_compiling()
-            product = _int8_linear if plain else torch.ops.compress.int8_linear
-            return product(x.float(), self.values, self.scale, self.bias).to(x.dtype)
+        if x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
+            product = torch.ops.compress.int8_linear if kernels.is_observed(x) else _int8_linear
+            y: Tensor = product(x.float(), self.values, self.scale, self.bias)
+            return y if x.dtype == torch.float32 else y.to(x.dtype)
         return self.reference(x)
 
     def reference(self, x: Tensor) -> Tensor:

@@ -261,4 +261,5 @@ def prepare_linear(extension: ModuleType, values: Tensor, scale: Tensor, bias: T
 
 def linear_sizes(laid: Tensor) -> tuple[int, int]:
     """Outputs and inputs, padded, of a layer that `prepare_linear` laid out."""
-    return laid.shape[0] * PANEL, laid.shape[1] * laid.shape[3]
+    panels, groups, _, together = laid.shape
+    return panels * PANEL, groups * together

@@ -336,15 +336,17 @@ def lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -
     result depends neither on the other tokens of its batch nor on the thread count.
     Raises KernelError on tensors that do not fit.
     """
-    # The dispatcher takes longer than a small student's arithmetic: it is asked only where something listens to it.
-    if _is_observed(x):
+    if is_observed(x):
         y: Tensor = torch.ops.compress.lookup_ffn(x, prepared, geometry)
         return y
     return _lookup_ffn(x, prepared, geometry)
 
 
-def _is_observed(x: Tensor) -> bool:
-    """Whether a call on x must be an operator: on another device, for a gradient, a trace, a transform or a profile."""
+def is_observed(x: Tensor) -> bool:
+    """Whether a call on x must be an operator: on another device, for a gradient, a trace, a transform or a profile.
+
+    Otherwise the kernel is called directly: PyTorch's dispatcher takes longer than a small layer's arithmetic.
+    """
     return (
         torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu or x.requires_grad
         or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
