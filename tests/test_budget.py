@@ -41,7 +41,7 @@ def test_cost_counts_every_part() -> None:
 def test_stored_bytes_are_those_of_the_tensors() -> None:
     ffn = pack(LookupFFN(24, 20, tables=6, bits=4, projection="lowrank", rank=8, neurons=5, read="top2"))
     assert stored_bytes(ffn.geometry) == sum(p.nbytes for p in ffn.parameters())
-    rows_read = 6 * 2 * 20
+    rows_read = 6 * 2 * 32  # 64 numbers in 4 bits, of which the row has 20
     rest = sum(p.nbytes for name, p in ffn.named_parameters() if name != "tables")
     assert bytes_per_token(ffn.geometry) == rest + rows_read
 

@@ -49,7 +49,7 @@ def test_inputs_are_rounded_to_the_nearest() -> None:
 
 
 def test_layout_names_every_tensor() -> None:
-    packed = pack(student(read="top2"))
+    packed = pack(student(read="top2"), "int8")
     layout = packed_layout(packed.geometry, "int8", "int8")
     assert {name: (value.shape, value.dtype) for name, value in packed.state_dict().items()} == layout
     assert layout["tables"][1] == torch.int8

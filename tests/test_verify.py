@@ -147,7 +147,7 @@ def test_a_manifest_of_the_first_version_is_read(out: Path) -> None:
     ("change", "what"),
     [
         (lambda config: config["sites"][1]["geometry"].update(tables=4), "layers.1.mlp.tables [4, 8, 32]"),
-        (lambda config: config["sites"][1].update(table_dtype="bfloat16"), "tables [3, 8, 32] is stored as I8"),
+        (lambda config: config["sites"][1].update(table_dtype="bfloat16"), "tables [3, 8, 32] is stored as U8"),
         (lambda config: config["sites"].pop(), "layers.1.mlp"),
         (lambda config: config.update(sites=[{}]), "quantization_config is damaged"),
         (lambda config: config.update(format_version=99), "format_version 99"),

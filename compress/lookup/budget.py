@@ -81,13 +81,13 @@ def cost(g: Geometry) -> float:
     return total + (projection_cost(g) + g.tables * table_cost(g) if g.tables else 0.0)
 
 
-def stored_bytes(g: Geometry, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8") -> int:
+def stored_bytes(g: Geometry, table_dtype: TableDtype = "int4", hash_dtype: HashDtype = "int8") -> int:
     """Bytes of a packed student's tensors."""
     layout = packed_layout(g, table_dtype, hash_dtype)
     return sum(shape.numel() * dtype.itemsize for shape, dtype in layout.values())
 
 
-def bytes_per_token(g: Geometry, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8") -> int:
+def bytes_per_token(g: Geometry, table_dtype: TableDtype = "int4", hash_dtype: HashDtype = "int8") -> int:
     """Bytes read for one token at batch 1: every weight once, of the tables only the rows picked."""
     layout = packed_layout(g, table_dtype, hash_dtype)
     total = 0

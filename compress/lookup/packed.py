@@ -97,7 +97,7 @@ class PackedLookupFFN(nn.Module):
     against.
     """
 
-    def __init__(self, geometry: Geometry, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8"):
+    def __init__(self, geometry: Geometry, table_dtype: TableDtype = "int4", hash_dtype: HashDtype = "int8"):
         super().__init__()
         self.geometry, self.table_dtype, self.hash_dtype = geometry, table_dtype, hash_dtype
         for name, (shape, dtype) in packed_layout(geometry, table_dtype, hash_dtype).items():
@@ -199,7 +199,7 @@ class PackedLookupFFN(nn.Module):
 
 
 @torch.no_grad()
-def pack(ffn: LookupFFN, table_dtype: TableDtype = "int8", hash_dtype: HashDtype = "int8") -> PackedLookupFFN:
+def pack(ffn: LookupFFN, table_dtype: TableDtype = "int4", hash_dtype: HashDtype = "int8") -> PackedLookupFFN:
     """Round a trained student to its storage dtypes.
 
     Tables in `table_dtype` (int4, int8: one float32 scale a table), weight matrices in `hash_dtype` (int8, w8a8: one an
