@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { PANEL = 16, ROW_UNIT = 64, MAX_BITS = 16 };
+enum { PANEL = 16, ROW_UNIT = 64, MAX_BITS = 16, BH4_FACTORS = 4 };
 
 enum projection { HADAMARD, LOWRANK, DENSE, BH4, ACDC };
 enum activation { GELU, GELU_TANH, QUICK_GELU, RELU, RELU2, SILU, TANH, SIGMOID };

@@ -25,7 +25,7 @@ static void LEVEL(forward_hash)(const struct tile *t) {
         hash_hadamard(t);
         break;
     case BH4:
-        hash_bh4(t);
+        (t->steps > 1 ? hash_bh4_step : hash_bh4)(t);
         break;
     case ACDC:
         hash_acdc(t);
@@ -41,9 +41,9 @@ static void LEVEL(forward_neurons)(const struct tile *t) {
     const struct ffn *f = t->ffn;
     const int64_t code = f->rank_width / PANEL, panels = f->neuron_width / PANEL;
     const int64_t first = share(t, panels), end = share_end(t, panels);
-    input_panels(t, t->fetch, code + first, code + end);
+    input_panels(t, fetch_early(t), code + first, code + end);
     if (f->gated)
-        input_panels(t, t->fetch, code + panels + first, code + panels + end);
+        input_panels(t, fetch_early(t), code + panels + first, code + panels + end);
     for (int64_t n = 0; n < t->tokens; n++) {
         float *gate = t->inputs + n * f->input_width + f->rank_width;
         const float *up = gate + f->neuron_width;
@@ -61,13 +61,13 @@ static void LEVEL(forward_outputs)(const struct tile *t) {
     const int64_t column = share(t, units) * ROW_UNIT, end = share_end(t, units) * ROW_UNIT;
     struct gemm g = tile_gemm(t, LINEAR, f->rank_width);
     g.x = t->inputs, g.x_stride = f->input_width, g.out = t->out, g.out_stride = f->out_width;
-    g.bias = part_floats(f, OUTPUT_BIAS), g.fetch = t->fetch;
+    g.bias = part_floats(f, OUTPUT_BIAS), g.fetch = fetch_early(t);
     gemm(g, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);
     if (f->neurons) {
         struct gemm down = tile_gemm(t, DOWN, f->neuron_width);
         down.k = f->neurons; /* behind the last an activation may be other than 0 */
         down.x = t->inputs + f->rank_width, down.x_stride = f->input_width;
-        down.out = t->out, down.out_stride = f->out_width, down.add = 1, down.fetch = t->fetch;
+        down.out = t->out, down.out_stride = f->out_width, down.add = 1, down.fetch = fetch_early(t);
         gemm(down, f->weight_dtype, t->tokens, column / PANEL, end / PANEL);
     }
     if (f->tables)

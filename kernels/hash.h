@@ -104,16 +104,20 @@ static void hash_hadamard(const struct tile *t) {
     }
 }
 
-/* One token's z [tables * bits] in its natural order. */
-static void score_token(const struct tile *t, int64_t token, const float *z) {
+/* Tables [from, to) of one token, whose z [tables * bits] is in its natural order. */
+static void score_tables(const struct tile *t, int64_t token, const float *z, int64_t from, int64_t to) {
     const struct ffn *f = t->ffn;
-    for (int64_t table = 0; table < f->groups * PANEL; table += LANES) {
+    for (int64_t table = from; table < to; table += LANES) {
         vf lanes[MAX_BITS];
         int64_t left = f->tables - table;
         margin_load(z + table * f->bits, f->bits, left > 0 ? left : 0, lanes);
         score_lanes(t, token, table, lanes);
         hash_prefetch(t, token, table, table + LANES);
     }
+}
+
+static void score_token(const struct tile *t, int64_t token, const float *z) {
+    score_tables(t, token, z, 0, t->ffn->groups * PANEL);
 }
 
 /* z = mix * transformed + (1 - mix) * x + bias, over the D elements of one repeat */
@@ -133,48 +137,89 @@ INLINE void finish_transform(const struct ffn *f, const float *transformed, cons
     }
 }
 
+/* x of `count` tokens behind `token`, padded with zeros. */
+static void bh4_input(const struct tile *t, int64_t token, int64_t count, float *x) {
+    const int64_t width = t->ffn->width, d_in = t->ffn->d_in;
+    for (int64_t n = 0; n < count; n++) {
+        memcpy(x + n * width, t->x + (token + n) * d_in, (size_t)d_in * 4);
+        memset(x + n * width + d_in, 0, (size_t)(width - d_in) * 4);
+    }
+}
+
+/* Blocks [block, end) of a block-diagonal matrix, the `factor`-th of all repeats, over `from` [count, width]. */
+static void bh4_blocks(const struct tile *t, int64_t factor, const float *from, float *to, int64_t count, int64_t block,
+                       int64_t end) {
+    const struct ffn *f = t->ffn;
+    const struct gemm whole = tile_gemm(t, HASH, f->block_width);
+    const int64_t panels = f->block_width / PANEL;
+    struct gemm g = whole;
+    g.x_stride = g.out_stride = f->width;
+    if (f->weight_dtype == INT8)
+        quantise(from, f->width, f->width, count, g.bits, 0, &g.q);
+    for (g.q.values += 2 * block * f->block_width; block < end; block++) {
+        const int64_t first = (factor * f->blocks + block) * panels;
+        g.x = from + block * f->block_width;
+        g.out = to + block * f->block_width;
+        g.panels = whole.panels + first * g.panel_bytes;
+        g.scale = whole.scale + first * PANEL;
+        gemm_prepared(&g, f->weight_dtype, count, 0, panels);
+        g.q.values += 2 * f->block_width;
+    }
+}
+
+static void bh4_transform(const struct ffn *f, float *x, int64_t count) {
+    for (int64_t n = 0; n < count; n++)
+        hadamard(x + n * f->width, f->transform, f->hadamard_from);
+}
+
+static void bh4_finish(const struct ffn *f, const float *transformed, const float *x, int64_t repeat, int64_t count,
+                       float *z) {
+    for (int64_t n = 0; n < count; n++)
+        finish_transform(f, transformed + n * f->width, x + n * f->width, 0.7f, repeat, z + n * f->repeats * f->width);
+}
+
 /* BH4: four times a block-diagonal matrix, then a Hadamard transform; a few tokens share a pass over the weights. */
 static void hash_bh4(const struct tile *t) {
     enum { CHUNK = 12 };
     const struct ffn *f = t->ffn;
-    const int64_t width = f->width, z_stride = f->repeats * f->width;
+    const int64_t width = f->width;
     float *x = t->work, *from = x + CHUNK * width, *to = from + CHUNK * width, *z = to + CHUNK * width;
-    const struct gemm whole = tile_gemm(t, HASH, f->block_width);
-    struct gemm g = whole;
-    g.x_stride = g.out_stride = width;
-    const int64_t block_panels = f->block_width / PANEL;
     for (int64_t token = share(t, t->tokens), end = share_end(t, t->tokens); token < end; token += CHUNK) {
-        int64_t count = lesser(CHUNK, end - token);
-        for (int64_t n = 0; n < count; n++) {
-            memcpy(x + n * width, t->x + (token + n) * f->d_in, (size_t)f->d_in * 4);
-            memset(x + n * width + f->d_in, 0, (size_t)(width - f->d_in) * 4);
-        }
+        const int64_t count = lesser(CHUNK, end - token);
+        bh4_input(t, token, count, x);
         for (int64_t repeat = 0; repeat < f->repeats; repeat++) {
-            for (int64_t factor = 0; factor < 4; factor++) {
-                const float *source = factor ? from : x;
-                g.q = whole.q;
-                if (f->weight_dtype == INT8)
-                    quantise(source, width, width, count, g.bits, 0, &g.q);
-                for (int64_t block = 0; block < f->blocks; block++) {
-                    const int64_t first = ((repeat * 4 + factor) * f->blocks + block) * block_panels;
-                    g.x = source + block * f->block_width;
-                    g.out = to + block * f->block_width;
-                    g.panels = whole.panels + first * g.panel_bytes;
-                    g.scale = whole.scale + first * PANEL;
-                    gemm_prepared(&g, f->weight_dtype, count, 0, block_panels);
-                    g.q.values += 2 * f->block_width;
-                }
-                for (int64_t n = 0; n < count; n++)
-                    hadamard(to + n * width, f->transform, f->hadamard_from);
+            for (int64_t factor = 0; factor < BH4_FACTORS; factor++) {
+                bh4_blocks(t, repeat * BH4_FACTORS + factor, factor ? from : x, to, count, 0, f->blocks);
+                bh4_transform(f, to, count);
                 float *swap = from;
                 from = to, to = swap;
             }
-            for (int64_t n = 0; n < count; n++)
-                finish_transform(f, from + n * width, x + n * width, 0.7f, repeat, z + n * z_stride);
+            bh4_finish(f, from, x, repeat, count, z);
         }
         for (int64_t n = 0; n < count; n++)
-            score_token(t, token + n, z + n * z_stride);
+            score_token(t, token + n, z + n * f->repeats * width);
     }
+}
+
+/* The same for a few tokens, a factor a step, whose blocks the team shares: each thread transforms all of what the last
+ * step left, and in the step behind the last factor scores tables of its own. */
+static void hash_bh4_step(const struct tile *t) {
+    const struct ffn *f = t->ffn;
+    const int64_t width = f->width, count = t->tokens, repeat = t->step / BH4_FACTORS, factor = t->step % BH4_FACTORS;
+    float *x = t->work, *from = x + count * width, *z = from + count * width; /* this thread's, from step to step */
+    if (t->step) {
+        memcpy(from, t->mixed[(t->step - 1) % 2], (size_t)(count * width) * 4);
+        bh4_transform(f, from, count);
+    } else
+        bh4_input(t, 0, count, x);
+    if (!factor && repeat)
+        bh4_finish(f, from, x, repeat - 1, count, z);
+    if (repeat < f->repeats) {
+        bh4_blocks(t, t->step, factor ? from : x, t->mixed[t->step % 2], count, share(t, f->blocks), share_end(t, f->blocks));
+        return;
+    }
+    for (int64_t n = 0; n < count; n++)
+        score_tables(t, n, z + n * f->repeats * width, share(t, f->groups) * PANEL, share_end(t, f->groups) * PANEL);
 }
 
 /* ACDC: four layers x -> IDCT(D * DCT(A * x)) with diagonal A and D, LANES tokens at a time, one a lane. */

@@ -29,18 +29,28 @@ static int slices_pay(const struct ffn *f, int64_t tokens) {
 
 static size_t aligned(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
+/* Steps of the hash in a team: BH4's factors one by one, where tokens are too few to be divided. */
+static int hash_steps(const struct ffn *f, int64_t tokens, int threads) {
+    const int one_by_one = f->tables && f->projection == BH4 && tokens <= STEP_TOKENS && 2 * tokens <= threads;
+    return one_by_one ? (int)f->repeats * BH4_FACTORS + 1 : 1;
+}
+
 /* Bytes of a tile's buffers, and those buffers laid out from `base` (NULL: only count). */
 static size_t tile_buffers(struct tile *t, char *base, int64_t tokens) {
     const struct ffn *f = t->ffn;
     const size_t inputs = aligned((size_t)(tokens * f->input_width) * 4);
     const size_t reads = aligned((size_t)(tokens * f->cells * f->groups * PANEL) * 4);
+    const size_t out = aligned((size_t)(tokens * f->out_width) * 4);
+    const size_t mixed = t->steps > 1 ? aligned((size_t)(tokens * f->width) * 4) : 0;
     if (base) { /* an offset to NULL is undefined */
         t->inputs = (float *)base;
         t->index = (int32_t *)(base + inputs);
         t->weight = (float *)(base + inputs + reads);
         t->out = (float *)(base + inputs + 2 * reads);
+        t->mixed[0] = (float *)(base + inputs + 2 * reads + out);
+        t->mixed[1] = (float *)(base + inputs + 2 * reads + out + mixed);
     }
-    return inputs + 2 * reads + aligned((size_t)(tokens * f->out_width) * 4);
+    return inputs + 2 * reads + out + 2 * mixed;
 }
 
 /* Multiply-adds a token, roughly. */
@@ -56,7 +66,7 @@ struct pass {
     int64_t tokens, tile_tokens;
     size_t buffers, work, state, each;
     char *memory; /* a part of `each` bytes a task; a team shares the buffers at its head */
-    _Alignas(CACHE_LINE) atomic_int_fast64_t finished; /* shares of a team's phases */
+    _Alignas(CACHE_LINE) atomic_int_fast64_t finished; /* shares of a team's steps */
 };
 
 enum { CODE, LOOKUP_HASH, KEPT_NEURONS, OUTPUTS, PHASES };
@@ -111,7 +121,7 @@ static void run_own(void *context, int index, int count) {
     }
 }
 
-/* Phases of a task's share that some thread has begun. */
+/* Steps of a task's share that some thread has begun: phases, and the steps that the hash takes. */
 static atomic_int_fast64_t *begun(const struct pass *p, int index) {
     return (atomic_int_fast64_t *)(p->memory + (size_t)(index + 1) * p->each - CACHE_LINE);
 }
@@ -123,27 +133,33 @@ static void wait_for(const atomic_int_fast64_t *counter, int64_t count) {
             sched_yield();
 }
 
-/* A task's outputs of all tokens, and in each phase the outputs of tasks that have not come to it yet: threads that
+/* Steps of a phase, all of which a team goes through together. */
+static int team_steps(const struct pass *p, int phase) {
+    const struct ffn *f = p->tile.ffn;
+    return !has_phase(f, phase) ? 0 : phase == LOOKUP_HASH ? p->tile.steps : 1;
+}
+
+/* A task's outputs of all tokens, and in each step the outputs of tasks that have not come to it yet: threads that
  * were asleep, or that a library never sends, keep nobody waiting. */
 static void run_team(void *context, int index, int count) {
     struct pass *p = context;
-    int64_t before = 0; /* phases that are finished */
+    int64_t before = 0; /* steps that are finished */
     for (int64_t token = 0; token < p->tokens; token += p->tile_tokens)
-        for (int phase = 0; phase < PHASES; phase++) {
-            if (!has_phase(p->tile.ffn, phase))
-                continue;
-            for (int i = 0; i < count; i++) {
-                const int share = (index + i) % count;
-                int_fast64_t free = before;
-                if (!atomic_compare_exchange_strong(begun(p, share), &free, before + 1))
-                    continue;
-                struct tile t = task_tile(p, share, count, 1);
-                place_tile(p, &t, token, p->tokens);
-                run_phase(p->level, phase, &t);
-                atomic_fetch_add_explicit(&p->finished, 1, memory_order_release);
+        for (int phase = 0; phase < PHASES; phase++)
+            for (int step = 0, steps = team_steps(p, phase); step < steps; step++) {
+                for (int i = 0; i < count; i++) {
+                    const int share = (index + i) % count;
+                    int_fast64_t free = before;
+                    if (!atomic_compare_exchange_strong(begun(p, share), &free, before + 1))
+                        continue;
+                    struct tile t = task_tile(p, share, count, 1);
+                    place_tile(p, &t, token, p->tokens);
+                    t.step = step;
+                    run_phase(p->level, phase, &t);
+                    atomic_fetch_add_explicit(&p->finished, 1, memory_order_release);
+                }
+                wait_for(&p->finished, ++before * count);
             }
-            wait_for(&p->finished, ++before * count);
-        }
 }
 
 int ffn_forward_on(ffn_pool pool, const struct ffn *f, const float *x, float *y, int64_t tokens, int threads) {
@@ -155,6 +171,7 @@ int ffn_forward_on(ffn_pool pool, const struct ffn *f, const float *x, float *y,
     struct pass p = {.level = level_current(), .tile = {.ffn = f, .x = x, .y = y}, .tokens = tokens};
     p.tile.slices = slices_pay(f, smaller(share, TILE_TOKENS));
     p.tile_tokens = even_part(share, !p.tile.slices && rows_fit(f, ROWS_TILE) ? ROWS_TILE : TILE_TOKENS);
+    p.tile.steps = together ? hash_steps(f, p.tile_tokens, threads) : 1;
     p.buffers = tile_buffers(&p.tile, NULL, p.tile_tokens);
     p.work = aligned((size_t)work_floats(f) * 4);
     p.state = aligned(QUANTISED_TOKENS * 8 + sizeof(struct fetch)); /* scales and sums, and what is fetched */

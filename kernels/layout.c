@@ -92,8 +92,8 @@ int ffn_layout(struct ffn *f, const int64_t s[SETTINGS]) {
         if (transform_sizes(f))
             return -1;
         if (f->projection == BH4) {
-            f->bytes[HASH] = panel_bytes(f->repeats * 4 * f->width, f->block_width, f->weight_dtype);
-            f->bytes[HASH_SCALE] = f->weight_dtype == INT8 ? f->repeats * 4 * f->width * 4 : 0;
+            f->bytes[HASH] = panel_bytes(f->repeats * BH4_FACTORS * f->width, f->block_width, f->weight_dtype);
+            f->bytes[HASH_SCALE] = f->weight_dtype == INT8 ? f->repeats * BH4_FACTORS * f->width * 4 : 0;
         } else
             f->bytes[HASH] = f->repeats * 2 * (f->projection == HADAMARD ? f->width : 4 * f->transform) * 4;
         f->bytes[HASH_BIAS] = (f->projection == HADAMARD ? f->groups * PANEL * f->bits : f->repeats * f->width) * 4;

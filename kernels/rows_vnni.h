@@ -8,7 +8,7 @@
 #if defined(LEVEL_VNNI) && !defined(COMPRESS_ROWS_VNNI_H)
 #define COMPRESS_ROWS_VNNI_H
 
-#include "tile.h"
+#include "fetch.h"
 #include "vector.h"
 
 /* What one group's weights become; in the place of 16 floats. */
@@ -197,6 +197,8 @@ INLINE void row_block(const struct tile *t, int64_t n, int64_t at, int64_t next,
             prefetch_group(t, n, group, next, 2, dtype);
         else if (n + 1 < t->tokens)
             prefetch_group(t, n + 1, group, next, 2, dtype);
+        for (int lines = 0; lines < PANEL && fetch_left(t->fetch); lines += FETCH_LINES) /* as many as are read */
+            fetch_some(t->fetch);
         const float unit = sum_group(&sums, t, n, group, at, units, dtype);
         add_scaled(&total, unit, &sums);
     }
@@ -204,9 +206,10 @@ INLINE void row_block(const struct tile *t, int64_t n, int64_t at, int64_t next,
     store_columns(&total, out, units, dtype);
 }
 
-/* Whole rows, which come from memory in long bursts. */
+/* Whole rows, which come from memory in long bursts, those of later tokens meanwhile. */
 INLINE void whole_rows(const struct tile *t, int64_t column, int64_t column_end, const int dtype) {
     const int64_t pair = 2 * ROW_UNIT;
+    fetch_behind(t->fetch, t->index + t->ffn->cells * t->ffn->groups * PANEL);
     for (int64_t n = 0; n < t->tokens; n++) {
         int64_t at = column;
         for (; at + pair <= column_end; at += pair)

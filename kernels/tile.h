@@ -12,6 +12,7 @@ enum { ROWS_CACHED = 6 << 20 }; /* bytes of rows that are fetched long before th
 enum { PREFETCH_TOKENS = 4 };   /* up to so many, a thread's whole rows are fetched as soon as they are known */
 enum { QUANTISED_TOKENS = 96 }; /* at a time: they stay in the second-level cache while all weights stream past */
 enum { HASHED_TOKENS = 48 };    /* by matrices in panels, at a time */
+enum { STEP_TOKENS = 8 };       /* up to so many, a larger team shares the blocks of BH4's factors instead of tokens */
 
 /* Inputs of products with int8 weights (quantise.h). */
 struct quantised {
@@ -38,11 +39,13 @@ struct tile {
     int32_t *index; /* [tokens, cells, groups * PANEL]: rows to read, numbered through all tables */
     float *weight;  /* likewise: what each row counts; fractions where rows_vnni.h reads them */
     float *out;     /* [tokens, out_width] */
+    float *mixed[2]; /* [tokens, width]: what BH4's blocks gave in a step of the hash, and in the next */
     float *work;    /* work_floats for this thread */
     struct quantised q; /* room for QUANTISED_TOKENS, for this thread */
     struct fetch *fetch; /* this thread's */
     int slices;     /* tables are read in slices that stay cached, not row by row */
     int rank, size; /* this thread's place in the team */
+    int step, steps; /* of the hash, which takes several where a team shares BH4's factors */
 };
 
 static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -231,6 +231,7 @@ TYPICAL = [
     Geometry(48, 64, 20, 5, "acdc", 16, 0, 0, False, "gelu"),
     Geometry(64, 172, 0, 8, "lowrank", 64, 16, 40, True, "silu"),
 ]
+FACTORS = Geometry(300, 130, 70, 8, "bh4", 64, 16, 12, False, "gelu")  # two repeats, large enough for a team at a token
 
 
 @pytest.mark.parametrize("g", TYPICAL, ids=lambda g: f"{g.projection}-{g.tables}-{g.read}")
@@ -254,6 +255,21 @@ def test_neither_batch_nor_threads_change_a_bit(g, table_dtype, weight_dtype, bi
             with using_threads(threads):
                 assert torch.equal(kernels.lookup_ffn(x, prepared, numbers), whole)
                 for count in (1, 5, 60):
+                    assert torch.equal(kernels.lookup_ffn(x[:count], prepared, numbers), whole[:count])
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_team_shares_the_factors_of_bh4(weight_dtype, level):
+    bits = 8 if weight_dtype == torch.int8 else 16
+    prepared, numbers = kernels.prepare(make_params(FACTORS, HALF_BYTES, weight_dtype, 0), FACTORS, bits)
+    x = torch.randn(6, FACTORS.d_in, generator=torch.Generator().manual_seed(1))
+    with using_level(level):
+        with using_threads(1):
+            whole = kernels.lookup_ffn(x, prepared, numbers)
+        for threads in (2, 3, 12):
+            with using_threads(threads):
+                for count in (1, 4, 6):
                     assert torch.equal(kernels.lookup_ffn(x[:count], prepared, numbers), whole[:count])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_levels import LEVELS
-from test_kernels_inference import SLICED, TYPICAL, make_params, reference
+from test_kernels_inference import FACTORS, SLICED, TYPICAL, make_params, reference
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,6 +59,7 @@ def cases(tmp_path_factory) -> list[str]:
             add(f"{i}-{table_dtype}-{weight_dtype}-{bits}", g, (table_dtype, weight_dtype), bits, 45)
     for table_dtype, g in SLICED:
         add(f"sliced-{table_dtype}-{g.d_out}", g, (table_dtype, torch.float32), 16, 70)
+    add("factors", FACTORS, (HALF_BYTES, torch.int8), 8, 1)
     return paths + [linear_case(folder, *sizes) for sizes in LINEAR]
 
 
