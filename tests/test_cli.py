@@ -291,7 +291,7 @@ def test_inspect_shows_both_sides_of_a_checkpoint(family: str, folders: dict[str
     assert [{**site, "compressed": None} for site in after["sites"]] == before["sites"]
     student, total = after["sites"][0]["compressed"], after["total"]["compressed"]
     assert (student["tables"], student["bits"], student["projection"]) == (3, 3, "lowrank")
-    assert (student["table_dtype"], student["hash_dtype"]) == ("int8", "float32")
+    assert (student["table_dtype"], student["hash_dtype"]) == ("int4", "float32")
     assert total["ffn_bytes"] == sum(site["compressed"]["bytes"] for site in after["sites"])
     files = [file for file in folders[f"{family}-lookup"].glob("*.safetensors") if file.name != "probe.safetensors"]
     assert total["bytes"] == pytest.approx(sum(file.stat().st_size for file in files), rel=0.1)
