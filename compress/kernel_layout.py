@@ -172,7 +172,7 @@ def _rotations(size: int) -> Tensor:
     angles = torch.zeros(size, dtype=torch.float64)
     n = 2
     while n <= size:
-        angles[n // 2 : n] = (2 * torch.arange(n // 2) + 1) * math.pi / (4 * n)
+        angles[n // 2 : n] = (2 * torch.arange(n // 2, dtype=torch.float64) + 1) * math.pi / (4 * n)
         n *= 2
     return torch.stack((angles.cos(), angles.sin()))
 
@@ -218,7 +218,7 @@ def _parts(params: Mapping[str, Tensor], g: Geometry, hadamard_from: int) -> dic
 
 def huge_buffer(extension: ModuleType, size: int) -> Tensor:
     """Bytes that start on a huge page, and lie in huge pages where the system grants them."""
-    memory = torch.empty(size + HUGE_PAGE if size >= HUGE_PAGE else size, dtype=torch.uint8)
+    memory = torch.empty(size + HUGE_PAGE if size >= HUGE_PAGE else size, dtype=torch.uint8, device="cpu")
     start = -memory.data_ptr() % HUGE_PAGE if size >= HUGE_PAGE else 0
     buffer = memory[start : start + size]
     extension.advise_huge(buffer.data_ptr(), size)

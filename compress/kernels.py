@@ -168,7 +168,11 @@ def gather_backward(grad_y: Tensor, tables: Tensor, codes: Tensor, weights: Tens
 def huge_buffer(size: int) -> Tensor:
     """So many uninitialised bytes, in huge pages where the system grants them."""
     extension = _extension()
-    return torch.empty(size, dtype=torch.uint8) if extension is None else kernel_layout.huge_buffer(extension, size)
+    return (
+        torch.empty(size, dtype=torch.uint8, device="cpu")
+        if extension is None
+        else kernel_layout.huge_buffer(extension, size)
+    )
 
 
 def stream_read(block: Tensor) -> int:
@@ -201,8 +205,8 @@ def margin_scores(z: Tensor) -> tuple[Tensor, Tensor]:
     if extension is None:
         return torch_kernels.margin_scores(z)
     tokens, tables, bits = z.shape
-    codes = torch.empty(tokens, tables, dtype=torch.int32)
-    scores = torch.empty(tokens, tables)
+    codes = z.new_empty(tokens, tables, dtype=torch.int32)
+    scores = z.new_empty(tokens, tables)
     extension.margin_scores(
         z.data_ptr(), bits, tokens * tables, codes.data_ptr(), scores.data_ptr(), torch.get_num_threads()
     )
@@ -250,7 +254,8 @@ def prepare(
     """
     if isinstance(params, nn.Module):
         params = params.state_dict()
-    return kernel_layout.prepare(_required(), params, geometry, input_bits)
+    with torch.device("cpu"):  # whatever the default is
+        return kernel_layout.prepare(_required(), params, geometry, input_bits)
 
 
 def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
@@ -265,7 +270,7 @@ def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) 
         raise _refuse_prepared()
     x = x.contiguous()
     *leading, width = x.shape
-    y = torch.empty(*leading, geometry[1])
+    y = x.new_empty(*leading, geometry[1])
     try:
         _required().forward(
             geometry, weights.data_ptr(), size, tables.data_ptr(), tables.nbytes, x.data_ptr(), width,
@@ -309,7 +314,7 @@ def int8_linear(x: Tensor, prepared: Sequence[Tensor], d_out: int) -> Tensor:
     if not (0 <= width - x.shape[-1] < 4 and 0 <= count - d_out < kernel_layout.PANEL):
         raise _refuse("x", f"of shape {list(x.shape)} does not fit the layer", "pass x [..., d_in], d_out as prepared")
     x = x.contiguous()
-    y = torch.empty(*x.shape[:-1], d_out)
+    y = x.new_empty(*x.shape[:-1], d_out)
     _required().int8_linear(
         panels.data_ptr(), scale.data_ptr(), bias.data_ptr() if len(bias) else 0, x.shape[-1], d_out, x.data_ptr(),
         y.data_ptr(), y.numel() // d_out, torch.get_num_threads(),

@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from compress import kernels
 from compress.errors import CompressError
+from compress.int8_linear import Int8Linear
 from compress.kernel_layout import half_bytes
 from compress.lookup import LookupFFN, PackedLookupFFN, pack
 from compress.lookup.int4 import join_columns, quantise_tables, split_columns
@@ -198,5 +199,24 @@ def test_what_listens_to_operators_sees_a_student() -> None:
             packed(x)
         assert any("lookup_ffn" in event.key for event in profile.key_averages())
 
+    with pytest.raises(RuntimeError, match="atching rule"), torch.no_grad():
+        torch.vmap(packed)(x)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         assert packed(fake.from_tensor(x)).shape == (4, packed.geometry.d_out)
+
+
+@pytest.mark.parametrize("used_before", [False, True], ids=["new", "used before"])
+def test_the_defaults_of_pytorch_change_nothing(used_before: bool) -> None:
+    """The kernel writes float32 to the CPU, wherever and whatever new tensors are by default."""
+    packed, linear, x = pack(student(projection="acdc")), Int8Linear.of(torch.nn.Linear(24, 20)), torch.randn(4, 24)
+    with torch.no_grad():
+        expected = pack(student(projection="acdc"))(x), copy.deepcopy(linear)(x)
+        if used_before:
+            packed(x), linear(x)
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.device("meta"):
+                given = packed(x), linear(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(given, expected, strict=True))
