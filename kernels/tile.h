@@ -8,7 +8,7 @@
 enum { TILE_TOKENS = 512 };
 enum { TEAM_WORK = 1 << 17 };   /* multiply-adds, from which on more than one thread pays */
 enum { ROWS_TILE = 16 };        /* tokens at a time that read whole rows, where these fit: */
-enum { ROWS_CACHED = 6 << 20 }; /* bytes of rows that are fetched long before they are read */
+enum { ROWS_CACHED = 6 << 20 }; /* bytes of all their rows */
 enum { PREFETCH_TOKENS = 4 };   /* up to so many, a thread's whole rows are fetched as soon as they are known */
 enum { QUANTISED_TOKENS = 96 }; /* at a time: they stay in the second-level cache while all weights stream past */
 enum { HASHED_TOKENS = 48 };    /* by matrices in panels, at a time */
