@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import kernels
 from .lookup.packed import quantise, rounded
 from .sites import linears
+
+
+class _Last(NamedTuple):
+    """What a layer was bound of, and the version of each."""
+
+    values: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    version: list[int]
+    bound: kernels.Bound
 
 
 class Int8Linear(nn.Module):
@@ -30,6 +40,7 @@ class Int8Linear(nn.Module):
         # Models ask their linears for `weight.dtype`, transformers for the number of outputs; whoever multiplies by
         # this one fails on its shape.
         self.register_buffer("weight", torch.empty(d_out, 0, device="cpu"), persistent=False)
+        self._last: _Last | None = None
 
     @classmethod
     @torch.no_grad()
@@ -61,11 +72,30 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out]."""
-        if x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
-            product = torch.ops.compress.int8_linear if kernels.is_observed(x) else _int8_linear
-            y: Tensor = product(x.float(), self.values, self.scale, self.bias)
-            return y if x.dtype == torch.float32 else y.to(x.dtype)
-        return self.reference(x)
+        if not kernels.is_observed(x) and kernels.available():
+            y = self._bound()(x.float())
+        elif x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
+            y = torch.ops.compress.int8_linear(x.float(), self.values, self.scale, self.bias)
+        else:
+            return self.reference(x)
+        return y if x.dtype == torch.float32 else y.to(x.dtype)
+
+    def _bound(self) -> kernels.Bound:
+        """Bind the parameters as they are now; where nothing changed, without the time of a look at `_BOUND`."""
+        own, last = self._parameters, self._last
+        values, scale, bias = own["values"], own["scale"], own.get("bias")
+        assert values is not None
+        assert scale is not None
+        version = _version(values, scale, bias)
+        if (
+            last is None or last.values is not values or last.scale is not scale or last.bias is not bias
+            or last.version != version
+        ):  # fmt: skip
+            last = self._last = _Last(values, scale, bias, version, _bound(values, scale, bias))
+        return last.bound
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
 
     def reference(self, x: Tensor) -> Tensor:
         """What the kernel computes, in float32 PyTorch, [..., d_in] -> [..., d_out] in the dtype of x."""
@@ -84,23 +114,29 @@ class Int8Linear(nn.Module):
         return f"in_features={d_in}, out_features={d_out}, bias={self.bias is not None}"
 
 
-# The kernel's layout of a layer's values, made when they are first used, and the version that it was made of.
-_PREPARED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# What is bound to a layer's values, when they are first used, and the version that it was made of.
+_BOUND: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def _prepared(values: Tensor, scale: Tensor, bias: Tensor | None) -> list[Tensor]:
-    version = (values._version, scale._version, None if bias is None else bias._version)
-    found = _PREPARED.get(values)
+def _version(*tensors: Tensor | None) -> list[int]:
+    # Made in inference mode, a tensor counts no changes.
+    return [0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _bound(values: Tensor, scale: Tensor, bias: Tensor | None) -> kernels.Bound:
+    version = _version(values, scale, bias)
+    found = _BOUND.get(values)
     if found is None or found[0] != version:
-        found = version, kernels.prepare_linear(values, scale, bias)
-        _PREPARED[values] = found
-    prepared: list[Tensor] = found[1]
-    return prepared
+        d_out, d_in = values.shape
+        found = version, kernels.bind_linear(kernels.prepare_linear(values, scale, bias), d_in, d_out)
+        _BOUND[values] = found
+    bound: kernels.Bound = found[1]
+    return bound
 
 
 def _int8_linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     if kernels.available():
-        return kernels.int8_linear(x, _prepared(values, scale, bias), len(values))
+        return _bound(values, scale, bias)(x)
     return functional.linear(rounded(x), values * scale[:, None], bias)
 
 

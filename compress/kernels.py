@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -258,27 +258,53 @@ def prepare(
         return kernel_layout.prepare(_required(), params, geometry, input_bits)
 
 
-def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
-    if x.dtype != torch.float32 or not x.dim():
-        raise _refuse("x", f"is {x.dtype} with {x.dim()} axes", "pass float32 [..., d_in]")
+class Bound:
+    """A layer that the kernel has read once, so that a call costs little: x [..., d_in] -> y [..., d_out], float32.
+
+    run: the kernel's, on addresses of x and y.  buffers: what it reads.
+    A call raises KernelError on an x that is not float32 on the CPU, or of another width.
+    """
+
+    __slots__ = ("_buffers", "_d_in", "_d_out", "_run")
+
+    def __init__(
+        self, run: Callable[[int, int, int, int], None], d_in: int, d_out: int, buffers: Sequence[Tensor]
+    ) -> None:
+        self._run, self._d_in, self._d_out, self._buffers = run, d_in, d_out, buffers
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., d_in] -> [..., d_out]."""
+        if x.dtype != torch.float32 or not x.is_cpu or x.shape[-1:] != (self._d_in,):
+            raise _refuse(
+                "x", f"is {x.dtype} {list(x.shape)} on {x.device}", f"pass float32 [..., {self._d_in}] on the CPU"
+            )
+        x = x.contiguous()
+        # empty_like takes half of new_empty's time
+        y = torch.empty_like(x) if self._d_in == self._d_out else x.new_empty(*x.shape[:-1], self._d_out)
+        self._run(x.data_ptr(), y.data_ptr(), y.numel() // self._d_out, torch.get_num_threads())
+        return y
+
+
+def bind(prepared: Sequence[Tensor], geometry: Sequence[int]) -> Bound:
+    """Let the kernel read a packed LookupFFN, as `prepare` laid it out; a call does what `lookup_ffn` does.
+
+    Raises KernelError where the two are not what `prepare` returned.
+    """
     if len(prepared) != 2 or len(geometry) != kernel_layout.SETTINGS or not 1 <= geometry[1] <= MAX_WIDTH:
         raise _refuse_prepared()
-    weights, tables = prepared
-    size = weights.nbytes
+    (weights, tables), (d_in, d_out, *_) = prepared, geometry
     # The bias alone takes so many bytes; what does not fit must not allocate an answer.
-    if 4 * geometry[1] > size or not (_is_plain(weights) and _is_plain(tables)):
+    if 4 * d_out > weights.nbytes or not (_is_plain(weights) and _is_plain(tables)):
         raise _refuse_prepared()
-    x = x.contiguous()
-    *leading, width = x.shape
-    y = x.new_empty(*leading, geometry[1])
     try:
-        _required().forward(
-            geometry, weights.data_ptr(), size, tables.data_ptr(), tables.nbytes, x.data_ptr(), width,
-            y.data_ptr(), y.numel() // geometry[1], torch.get_num_threads(),
-        )  # fmt: skip
+        ffn = _required().PackedFFN(geometry, weights.data_ptr(), weights.nbytes, tables.data_ptr(), tables.nbytes)
     except ValueError as error:
-        raise _refuse("lookup_ffn", f"was given {error}", "pass both results of `prepare`, and x [..., d_in]") from None
-    return y
+        raise _refuse("prepared", f"is {error}", "pass both results of `prepare`") from None
+    return Bound(ffn.run, d_in, d_out, prepared)
+
+
+def _lookup_ffn(x: Tensor, prepared: Sequence[Tensor], geometry: Sequence[int]) -> Tensor:
+    return bind(prepared, geometry)(x)
 
 
 def _is_plain(buffer: Tensor) -> bool:
@@ -290,7 +316,7 @@ def _refuse_prepared() -> KernelError:
 
 
 def prepare_linear(values: Tensor, scale: Tensor, bias: Tensor | None) -> list[Tensor]:
-    """Lay out an int8 linear layer for `int8_linear`: values int8 [d_out, d_in]; scale, bias float32 [d_out].
+    """Lay out an int8 linear layer for `bind_linear`: values int8 [d_out, d_in]; scale, bias float32 [d_out].
 
     Raises KernelError where they do not fit each other or the extension is missing.
     """
@@ -301,25 +327,20 @@ def prepare_linear(values: Tensor, scale: Tensor, bias: Tensor | None) -> list[T
     return kernel_layout.prepare_linear(_required(), values, scale, bias)
 
 
-def int8_linear(x: Tensor, prepared: Sequence[Tensor], d_out: int) -> Tensor:
-    """y = x W^T + b by an int8 layer that `prepare_linear` laid out, x [..., d_in] -> [..., d_out], float32.
+def bind_linear(prepared: Sequence[Tensor], d_in: int, d_out: int) -> Bound:
+    """Let the kernel read an int8 layer that `prepare_linear` laid out; a call gives y = x W^T + b.
 
     x becomes 8-bit integers with a scale a token; a token's result depends neither on the others nor on the threads.
-    Raises KernelError on tensors that do not fit.
+    Raises KernelError where the sizes do not fit.
     """
-    if x.dtype != torch.float32 or not x.dim() or x.device.type != "cpu":
-        raise _refuse("x", f"is {x.dtype} with {x.dim()} axes on {x.device}", "pass float32 [..., d_in] on the CPU")
     panels, scale, bias = prepared
     count, width = kernel_layout.linear_sizes(panels)
-    if not (0 <= width - x.shape[-1] < 4 and 0 <= count - d_out < kernel_layout.PANEL):
-        raise _refuse("x", f"of shape {list(x.shape)} does not fit the layer", "pass x [..., d_in], d_out as prepared")
-    x = x.contiguous()
-    y = x.new_empty(*x.shape[:-1], d_out)
-    _required().int8_linear(
-        panels.data_ptr(), scale.data_ptr(), bias.data_ptr() if len(bias) else 0, x.shape[-1], d_out, x.data_ptr(),
-        y.data_ptr(), y.numel() // d_out, torch.get_num_threads(),
-    )  # fmt: skip
-    return y
+    if not (0 <= width - d_in < 4 and 0 <= count - d_out < kernel_layout.PANEL):
+        raise _refuse("prepared", f"does not fit {d_in} inputs and {d_out} outputs", "pass the layer's numbers of them")
+    linear = _required().PackedLinear(
+        panels.data_ptr(), scale.data_ptr(), bias.data_ptr() if len(bias) else 0, d_in, d_out
+    )
+    return Bound(linear.run, d_in, d_out, prepared)
 
 
 _LIBRARY = torch.library.Library("compress", "FRAGMENT")
@@ -355,5 +376,5 @@ def is_observed(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu or x.requires_grad
         or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing() or torch.autograd._profiler_enabled()
+        or torch._C._is_tracing() or torch.autograd._profiler_enabled()
     )  # fmt: skip

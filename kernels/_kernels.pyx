@@ -155,32 +155,41 @@ def layout(settings):
     }
 
 
-def forward(settings, uintptr_t weights, int64_t weight_bytes, uintptr_t tables, int64_t table_bytes, uintptr_t x,
-            int64_t width, uintptr_t y, int64_t tokens, int threads):
-    """Write y [tokens, d_out] for x [tokens, width]; raises ValueError where buffers or x do not fit the settings."""
+cdef class PackedFFN:
+    """A LookupFFN that was laid out, read once; raises ValueError where the buffers, which must outlive it, do not fit.
+
+    A call writes y [tokens, d_out] for x [tokens, d_in].
+    """
+
     cdef ffn f
-    cdef int status
-    read_settings(settings, &f)
-    if f.weight_bytes != weight_bytes or f.table_bytes != table_bytes:
-        raise ValueError("prepared buffers of another geometry")
-    if f.d_in != width:
-        raise ValueError(f"x is {width} wide, not {f.d_in}")
-    f.weights = <const char *>weights
-    f.table_rows = <const char *>tables
-    with nogil:
-        status = ffn_forward(&f, <const float *>x, <float *>y, tokens, threads)
-    if status:
-        raise MemoryError("no memory for the intermediate results of a LookupFFN")
+
+    def __cinit__(self, settings, uintptr_t weights, int64_t weight_bytes, uintptr_t tables, int64_t table_bytes):
+        read_settings(settings, &self.f)
+        if self.f.weight_bytes != weight_bytes or self.f.table_bytes != table_bytes:
+            raise ValueError("prepared buffers of another geometry")
+        self.f.weights = <const char *>weights
+        self.f.table_rows = <const char *>tables
+
+    def run(self, uintptr_t x, uintptr_t y, int64_t tokens, int threads):
+        cdef int status
+        with nogil:
+            status = ffn_forward(&self.f, <const float *>x, <float *>y, tokens, threads)
+        if status:
+            raise MemoryError("no memory for the intermediate results of a LookupFFN")
 
 
-def int8_linear(uintptr_t panels, uintptr_t scale, uintptr_t bias, int64_t k, int64_t outputs, uintptr_t x, uintptr_t y,
-                int64_t tokens, int threads):
-    """Write y [tokens, outputs] for x [tokens, k]; `bias` may be 0."""
+cdef class PackedLinear:
+    """An int8 linear layer that was laid out in buffers that must outlive it; `bias` may be 0."""
+
     cdef linear l
-    cdef int status
-    l.panels, l.scale, l.bias = <const char *>panels, <const float *>scale, <const float *>bias
-    l.k, l.outputs = k, outputs
-    with nogil:
-        status = linear_forward(&l, <const float *>x, <float *>y, tokens, threads)
-    if status:
-        raise MemoryError("no memory for the rounded inputs of a linear layer")
+
+    def __cinit__(self, uintptr_t panels, uintptr_t scale, uintptr_t bias, int64_t k, int64_t outputs):
+        self.l.panels, self.l.scale, self.l.bias = <const char *>panels, <const float *>scale, <const float *>bias
+        self.l.k, self.l.outputs = k, outputs
+
+    def run(self, uintptr_t x, uintptr_t y, int64_t tokens, int threads):
+        cdef int status
+        with nogil:
+            status = linear_forward(&self.l, <const float *>x, <float *>y, tokens, threads)
+        if status:
+            raise MemoryError("no memory for the rounded inputs of a linear layer")

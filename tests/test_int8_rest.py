@@ -80,12 +80,21 @@ def test_gradients_flow_through_the_layer() -> None:
 @torch.no_grad()
 def test_the_layer_follows_its_weights_and_keeps_their_dtypes() -> None:
     made, x = Int8Linear.of(dense()), torch.randn(4, 48)
-    before = made(x)
+    before, bias = made(x), made.bias.clone()
     assert torch.equal(copy.deepcopy(made)(x), before)
     made.scale.mul_(2)
     assert error(made(x) - made.bias, 2 * (before - made.bias)) < 1e-5
+    made.bias = nn.Parameter(torch.zeros(33))
+    assert error(made(x), 2 * (before - bias)) < 1e-5
     assert {tensor.dtype for tensor in made.to(torch.bfloat16).parameters()} == {torch.int8, torch.float32}
     assert made.weight.dtype == torch.bfloat16  # what models ask for
+
+
+def test_a_layer_made_in_inference_mode_runs() -> None:
+    with torch.inference_mode():
+        made, x = Int8Linear.of(dense()), torch.randn(4, 48)
+        assert torch.equal(made(x), made(x))
+        assert error(made(x), made.dequantised()(x)) < 0.02
 
 
 @torch.no_grad()
@@ -131,12 +140,16 @@ def test_one_loud_token_does_not_drown_the_others() -> None:
 def test_what_does_not_fit_the_layer_is_refused() -> None:
     layer = Int8Linear.of(dense())
     prepared = kernels.prepare_linear(layer.values, layer.scale, layer.bias)
-    with pytest.raises(KernelError, match="does not fit"):
-        kernels.int8_linear(torch.randn(2, 49), prepared, 33)
-    with pytest.raises(KernelError, match="does not fit"):
-        kernels.int8_linear(torch.randn(2, 48), prepared, 49)
-    with pytest.raises(KernelError, match="float64"):
-        kernels.int8_linear(torch.randn(2, 48).double(), prepared, 33)
+    for d_in, d_out in (49, 33), (44, 33), (48, 49), (48, 32):
+        with pytest.raises(KernelError, match=f"does not fit {d_in} inputs and {d_out} outputs"):
+            kernels.bind_linear(prepared, d_in, d_out)
+    bound = kernels.bind_linear(prepared, 48, 33)
+    for x, problem in (
+        (torch.randn(2, 49), r"\[2, 49\]"), (torch.randn(2, 48).double(), "float64"), (torch.tensor(1.0), r"\[\]"),
+        (torch.empty(2, 48, device="meta"), "on meta"),
+    ):  # fmt: skip
+        with pytest.raises(KernelError, match=problem):
+            bound(x)
     with pytest.raises(KernelError, match="scale has shape"):
         kernels.prepare_linear(layer.values, layer.scale[:-1], layer.bias)
 

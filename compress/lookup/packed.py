@@ -118,6 +118,7 @@ class PackedLookupFFN(nn.Module):
     def _forget(self) -> None:
         # Derived from the parameters, so kept out of the module tree: never saved, never moved, made when first used.
         self._prepared: tuple[list[Tensor], list[int]] | None = None
+        self._bound: kernels.Bound | None = None
         object.__setattr__(self, "_reference", None)
 
     @torch.no_grad()
@@ -139,19 +140,20 @@ class PackedLookupFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out], in the dtype of x; arithmetic is float32."""
+        if not kernels.is_observed(x) and self._bound is not None and x.dtype == torch.float32:
+            return self._bound(x)
         if not x.is_cpu or not kernels.available() or (x.requires_grad and torch.is_grad_enabled()):
             return self._float32()(x)
         self._ensure_prepared()
         assert self._prepared is not None
-        if x.dtype == torch.float32:
-            return kernels.lookup_ffn(x, *self._prepared)
         return kernels.lookup_ffn(x.float(), *self._prepared).to(x.dtype)
 
     @torch.compiler.assume_constant_result  # torch.compile runs it while it traces, and looks no further into it
     def _ensure_prepared(self) -> bool:
         """Lay out for the kernel; the tables then live there alone, not twice."""
         if self._prepared is None:
-            self._prepared = prepared, _ = kernels.prepare(self.state_dict(), self.geometry, self.input_bits)
+            prepared, numbers = kernels.prepare(self.state_dict(), self.geometry, self.input_bits)
+            self._prepared, self._bound = (prepared, numbers), kernels.bind(prepared, numbers)
             if self.geometry.tables:
                 tables = self.get_parameter("tables")
                 rows = prepared[1].view(tables.dtype).view(*tables.shape[:2], -1)
@@ -190,7 +192,7 @@ class PackedLookupFFN(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None, "_reference": None}
+        return {**self.__dict__, "_prepared": None, "_bound": None, "_reference": None}
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
