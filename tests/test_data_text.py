@@ -28,6 +28,7 @@ from compress.data.inputs import longest_sequence, special_tokens
 from compress.data.sentences import sentences
 from compress.data.text import STRETCH, Source, _stretches, is_wrapped, paragraphs
 from compress.data.tokens import tokenize
+from compress.errors import DataError
 
 
 def test_stretches_make_up_the_text_and_end_with_lines(tmp_path: Path) -> None:
@@ -276,3 +277,7 @@ def test_an_embedders_passages_are_taken_apart(tmp_path: Path) -> None:
     assert 350 < count("bert", 0.5) < 450
     assert count("bert", "auto") == 600
     assert count("bert_masked", "auto") == 200
+    assert corpus(file, "llama", sentences=0.0, sequence_length=16).train.rows.size
+    with pytest.raises(DataError, match="for encoders alone") as raised:
+        count("llama", 0.5)
+    assert raised.value.where == "data.sentences"

@@ -41,6 +41,7 @@ def test_defaults_are_those_of_the_format() -> None:
     assert r.data.model_dump() == {
         "source": "text", "path": None, "name": None, "split": "train", "field": "text", "sequence_length": 256,
         "tokens": 2_000_000, "holdout": 0.02, "target_field": "target", "fields": {}, "seconds": 30.0,
+        "written_length": "auto",
         "sentences": "auto",
     }  # fmt: skip
     assert r.fit.model_dump() == {"tokens": 200_000, "ridge": 1e-3}
@@ -151,6 +152,8 @@ def test_recipes_are_frozen() -> None:
         ("version: 1\ndata: {source: jsonl, fields: {text: 3}}", "must be text; it is 3", "data.fields.text", "change"),
         ("version: 1\ndata: {source: jsonl, fields: [a]}", "a section of names", "r.yaml:2, data.fields", "change"),
         ("version: 1\ndata: {source: teacher, path: a}", "reads no data", "r.yaml:2, data", "leave out"),
+        ("version: 1\ndata: {written_length: 512}", "does not read `written_length`", "r.yaml:2, data", "teacher"),
+        ("version: 1\ndata: {source: teacher, written_length: 9}", "less than `sequence_length`", "r.yaml:2", "one"),
         ("version: 1\ndata: {source: txt}", "one of text, jsonl", "r.yaml:2, data.source", "did you mean `text`?"),
         ("version: 1\ndata: {source: hub}", "needs a data set", "r.yaml:2, data", "name"),
         ("version: 1\ndata: {source: hub, name: a, path: b}", "does not read `path`", "r.yaml:2, data", "name"),

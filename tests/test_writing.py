@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from compress.distill.writing import greedy, pack_state, unpack_state, write, wr
 from compress.errors import DataError
 from compress.evaluate import evaluation
 from compress.models import load_pretrained
-from compress.recipe import DataSettings
+from compress.recipe import DataSettings, parse_recipe, restore_recipe
 
 RECIPE = """\
 version: 1
@@ -107,7 +108,7 @@ def test_the_teacher_writes_the_same_from_wherever_it_goes_on(work: Path, monkey
     assert whole.sequence(int(split.rows[0])).tolist()[1 + int(whole.given[split.rows[0]]) :] == predicted
 
 
-def test_a_causal_model_writes_windows_that_begin_as_texts_do(work: Path) -> None:
+def test_a_causal_model_writes_windows_that_begin_as_texts_do(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llama = load_pretrained(str(work / "llama"))
     settings = DataSettings(source="teacher", sequence_length=16, tokens=600)
     corpus = load_corpus(settings, llama, 0)
@@ -122,5 +123,19 @@ def test_a_causal_model_writes_windows_that_begin_as_texts_do(work: Path) -> Non
     assert (again.train.batch(0, 256, 0)["input_ids"] == ids).all()
     assert (other.train.batch(0, 256, 0)["input_ids"] != ids).any()
     assert load_corpus(settings, llama, 1).fingerprint != corpus.fingerprint
+    longer = load_corpus(settings.model_copy(update={"written_length": 50}), llama, 0)
+    assert longer.fingerprint != corpus.fingerprint
+    asked: list[tuple[int, int]] = []  # texts, and tokens of each
+    original = writing.sample
+    monkeypatch.setattr(writing, "sample", lambda *given: asked.append(given[1:3]) or original(*given))
+    long, _ = write_corpus(llama, longer)
+    assert {tokens for _, tokens in asked} == {45}  # three windows of 15 tokens and <s> in 50 tokens
+    windows = long.train.examples.ids
+    assert windows.shape == (3 * sum(texts for texts, _ in asked), 15)
+    first = original(llama, *asked[0], (1,), zlib.crc32(b"0/0"))
+    assert windows.reshape(-1, 45)[: len(first)].tolist() == first  # a text's windows follow one another
+    recipe = parse_recipe("version: 1\ndata: {source: teacher, sequence_length: 16, written_length: 50}", "r.yaml")
+    given = recipe.with_data("stories.txt")
+    assert restore_recipe(given.stored(), given.text, "r.yaml").data.written_length == "auto"
     with pytest.raises(DataError, match="of the kind embedding"):
         load_corpus(settings, load_pretrained(str(work / "bert")), 0)

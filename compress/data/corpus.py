@@ -204,13 +204,20 @@ def _text(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[str
     causal = pretrained.task == "causal"
     length = capped_length(pretrained, data.sequence_length, notes)
     if data.source == "teacher":
-        return blank_windows(pretrained, length, _to_read(data), seed), False
+        written = length if data.written_length == "auto" else capped_length(pretrained, data.written_length, notes)
+        return blank_windows(pretrained, length, written, _to_read(data), seed), False
     if getattr(pretrained.model.config, "is_encoder_decoder", False) and data.source in ("pairs", "hub"):
         both = _both_sides(data)
         if both is not None:
             return pairs(*both, pretrained, length, notes), True
     sources = _sources(data, causal)
     if causal:
+        if data.sentences not in ("auto", 0):
+            raise DataError(
+                "texts are taken apart into sentences for encoders alone; a causal model reads them whole",
+                where="data.sentences",
+                remedy="leave it out",
+            )
         return windows(sources, pretrained, length, wanted=_to_read(data))
     share = _SENTENCES.get(pretrained.task, 0.0) if data.sentences == "auto" else data.sentences
     sources = [with_sentences(source, share, (seed, 3, index)) for index, source in enumerate(sources)]

@@ -45,9 +45,10 @@ def windows(sources: Sequence[Source], pretrained: Pretrained, length: int, *, w
     return Windows(sliding_window_view(ids, body)[::step], prefix, step if evaluation else None), exhausted
 
 
-def blank_windows(pretrained: Pretrained, length: int, wanted: int, seed: int) -> BlankWindows:
+def blank_windows(pretrained: Pretrained, length: int, written: int, wanted: int, seed: int) -> BlankWindows:
     """Leave about `wanted` tokens to a causal model, in windows of `length` that begin as `windows` do.
 
+    It writes texts of `written` tokens, or as many as whole windows take of them.
     Raises DataError for other models, and where nothing is known to begin a text with.
     """
     tokenizer = pretrained.processor
@@ -66,7 +67,10 @@ def blank_windows(pretrained: Pretrained, length: int, wanted: int, seed: int) -
             where=pretrained.source,
             remedy="set bos_token or eos_token in tokenizer_config.json, or give text",
         )
-    return BlankWindows(max(2, -(-wanted // length)), length, prefix, start, seed)
+    body = length - len(prefix)
+    together = max(1, (written - len(prefix)) // body)
+    texts = max(2, -(-wanted // (together * length)))
+    return BlankWindows(texts * together, length, together, prefix, start, seed)
 
 
 def passages(sources: Sequence[Source], pretrained: Pretrained, length: int, *, wanted: int | None = None,

@@ -97,10 +97,14 @@ class Windows(OneStream):
 
 @dataclass(frozen=True)
 class BlankWindows(OneStream):
-    """Windows of `length` tokens that the dense model is still to write, behind `prefix`, or behind `start`."""
+    """Windows of `length` tokens that the dense model is still to write, behind `prefix`, or behind `start`.
+
+    It writes `together` of them as one text; `count` is a multiple of that.
+    """
 
     count: int
     length: int
+    together: int
     prefix: tuple[int, ...]
     start: int
     seed: int

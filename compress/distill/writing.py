@@ -96,16 +96,18 @@ def write_windows(
     pretrained: Pretrained, blank: BlankWindows, begun: State = (0, []), keep: Keep = lambda state: None
 ) -> tuple[Windows, State]:
     """Write all windows; `begun` and `keep` as for `write`."""
-    at_once = _side_by_side(pretrained, blank.length)
-    sizes = [min(at_once, blank.count - start) for start in range(0, blank.count, at_once)]
+    at_once = _side_by_side(pretrained, blank.together * blank.length)
+    texts = blank.count // blank.together
+    sizes = [min(at_once, texts - start) for start in range(0, texts, at_once)]
     body = blank.length - len(blank.prefix)
     state = _in_turn(
         sizes, begun, keep,
         lambda index: sample(
-            pretrained, sizes[index], body, blank.prefix or (blank.start,), zlib.crc32(f"{blank.seed}/{index}".encode())
+            pretrained, sizes[index], blank.together * body, blank.prefix or (blank.start,),
+            zlib.crc32(f"{blank.seed}/{index}".encode()),
         ),
     )  # fmt: skip
-    return Windows(np.asarray(state[1], np.int32), blank.prefix), state
+    return Windows(np.asarray(state[1], np.int32).reshape(-1, body), blank.prefix), state
 
 
 def _side_by_side(pretrained: Pretrained, length: int) -> int:

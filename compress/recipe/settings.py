@@ -115,6 +115,7 @@ class DataSettings(Section):
     target_field: str = "target"  # what the decoder is to write
     fields: dict[str, str] = {}  # argument of the model's processor: field of a JSON record
     sequence_length: Annotated[Whole, Ge(4)] = 256
+    written_length: Annotated[Whole, Ge(4)] | Auto = "auto"  # of a text that the dense model writes
     sentences: Annotated[float, Ge(0), Le(1)] | Auto = "auto"  # share of an encoder's passages that are taken apart
     seconds: PositiveNumber = 30.0  # of a recording in one piece
     tokens: Positive = 2_000_000
@@ -129,8 +130,14 @@ class DataSettings(Section):
                 raise refusal("source: hub needs a data set", "give its id as `name`")
         elif self.source == "teacher" and (self.path is not None or self.name is not None):
             raise refusal("source: teacher reads no data: the dense model writes it", "leave out `path` and `name`")
+        elif self.written_length != "auto" and self.source != "teacher":
+            raise refusal(
+                f"source: {self.source} does not read `written_length`", "leave it out, or give source: teacher"
+            )
         elif self.name is not None:
             raise refusal(f"source: {self.source} does not read `name`", "give `path`, or source: hub")
+        if self.written_length != "auto" and self.written_length < self.sequence_length:
+            raise refusal("`written_length` is less than `sequence_length`", "a text must give one sequence or more")
         if self.fields and self.source != "jsonl":
             raise refusal(f"source: {self.source} does not read `fields`", "leave them out, or give source: jsonl")
         return self
@@ -227,6 +234,7 @@ class Recipe(Section):
         else:
             source = "text" if self.data.source in ("hub", "teacher") else self.data.source
             place = {"source": source, "path": str(Path(path).expanduser().absolute()), "name": None}
+        place["written_length"] = "auto"  # nothing is written any more
         copy = self.model_copy(update={"data": self.data.model_copy(update=place)})
         copy._text = self._text
         return copy
