@@ -21,6 +21,11 @@ static inline void fetch_start(const struct tile *t) {
     };
 }
 
+/* So many tokens' rows are known. */
+static inline void fetch_until(const struct tile *t, int64_t tokens) {
+    t->fetch->end = t->index + tokens * t->ffn->cells * t->ffn->groups * PANEL;
+}
+
 /* What is fetched while matrices are multiplied; where that is too much, rows are fetched a token before they are read. */
 static inline struct fetch *fetch_early(const struct tile *t) {
     const struct ffn *f = t->ffn;

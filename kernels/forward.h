@@ -20,6 +20,7 @@ static void LEVEL(forward_code)(const struct tile *t) {
 
 /* z, codes and scores: which rows are read, and how much each counts. */
 static void LEVEL(forward_hash)(const struct tile *t) {
+    fetch_start(t);
     switch (t->ffn->projection) {
     case HADAMARD:
         hash_hadamard(t);
@@ -33,7 +34,6 @@ static void LEVEL(forward_hash)(const struct tile *t) {
     default:
         hash_panels(t);
     }
-    fetch_start(t);
 }
 
 /* The neurons' outputs, in place of their gates; rows come to the cache meanwhile. */

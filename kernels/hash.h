@@ -148,12 +148,13 @@ static void bh4_input(const struct tile *t, int64_t token, int64_t count, float 
 
 /* Blocks [block, end) of a block-diagonal matrix, the `factor`-th of all repeats, over `from` [count, width]. */
 static void bh4_blocks(const struct tile *t, int64_t factor, const float *from, float *to, int64_t count, int64_t block,
-                       int64_t end) {
+                       int64_t end, struct fetch *fetch) {
     const struct ffn *f = t->ffn;
     const struct gemm whole = tile_gemm(t, HASH, f->block_width);
     const int64_t panels = f->block_width / PANEL;
     struct gemm g = whole;
     g.x_stride = g.out_stride = f->width;
+    g.fetch = fetch;
     if (f->weight_dtype == INT8)
         quantise(from, f->width, f->width, count, g.bits, 0, &g.q);
     for (g.q.values += 2 * block * f->block_width; block < end; block++) {
@@ -178,18 +179,23 @@ static void bh4_finish(const struct ffn *f, const float *transformed, const floa
         finish_transform(f, transformed + n * f->width, x + n * f->width, 0.7f, repeat, z + n * f->repeats * f->width);
 }
 
-/* BH4: four times a block-diagonal matrix, then a Hadamard transform; a few tokens share a pass over the weights. */
+/* BH4: four times a block-diagonal matrix, then a Hadamard transform; a few tokens share a pass over the weights, and
+ * where a thread has whole tokens, the rows of those before them come to the cache meanwhile. */
 static void hash_bh4(const struct tile *t) {
-    enum { CHUNK = 12 };
+    enum { CHUNK = 12, CHUNK_FETCHING = 8 };
     const struct ffn *f = t->ffn;
     const int64_t width = f->width;
     float *x = t->work, *from = x + CHUNK * width, *to = from + CHUNK * width, *z = to + CHUNK * width;
-    for (int64_t token = share(t, t->tokens), end = share_end(t, t->tokens); token < end; token += CHUNK) {
-        const int64_t count = lesser(CHUNK, end - token);
+    struct fetch *fetch = t->size == 1 && fetch_left(fetch_early(t)) ? t->fetch : NULL;
+    if (fetch)
+        fetch_until(t, 0);
+    const int64_t chunk = fetch ? CHUNK_FETCHING : CHUNK;
+    for (int64_t token = share(t, t->tokens), end = share_end(t, t->tokens); token < end; token += chunk) {
+        const int64_t count = lesser(chunk, end - token);
         bh4_input(t, token, count, x);
         for (int64_t repeat = 0; repeat < f->repeats; repeat++) {
             for (int64_t factor = 0; factor < BH4_FACTORS; factor++) {
-                bh4_blocks(t, repeat * BH4_FACTORS + factor, factor ? from : x, to, count, 0, f->blocks);
+                bh4_blocks(t, repeat * BH4_FACTORS + factor, factor ? from : x, to, count, 0, f->blocks, fetch);
                 bh4_transform(f, to, count);
                 float *swap = from;
                 from = to, to = swap;
@@ -198,6 +204,8 @@ static void hash_bh4(const struct tile *t) {
         }
         for (int64_t n = 0; n < count; n++)
             score_token(t, token + n, z + n * f->repeats * width);
+        if (fetch)
+            fetch_until(t, token + count);
     }
 }
 
@@ -215,7 +223,8 @@ static void hash_bh4_step(const struct tile *t) {
     if (!factor && repeat)
         bh4_finish(f, from, x, repeat - 1, count, z);
     if (repeat < f->repeats) {
-        bh4_blocks(t, t->step, factor ? from : x, t->mixed[t->step % 2], count, share(t, f->blocks), share_end(t, f->blocks));
+        bh4_blocks(t, t->step, factor ? from : x, t->mixed[t->step % 2], count, share(t, f->blocks), share_end(t, f->blocks),
+                   NULL);
         return;
     }
     for (int64_t n = 0; n < count; n++)
