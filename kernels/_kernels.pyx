@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Native kernels on raw addresses; compress/kernels.py checks every tensor before it calls in here."""
+"""Native kernels on raw addresses; compress/kernels/ checks every tensor before it calls in here."""
 
 from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
 

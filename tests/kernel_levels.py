@@ -8,19 +8,20 @@ from contextlib import contextmanager
 import torch
 
 from compress import kernels
+from compress.kernels import extension
 
-_extension = kernels._extension()
+_extension = extension.find()
 LEVELS: list[str] = _extension.levels() if _extension else []
 
 
 @contextmanager
 def using_level(name: str) -> Iterator[None]:
     before = kernels.isa()
-    kernels._select(_extension, name)
+    extension.select(_extension, name)
     try:
         yield
     finally:
-        kernels._select(_extension, before)
+        extension.select(_extension, before)
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from kernel_levels import LEVELS
 from torch import Tensor
 
-from compress import kernel_layout, kernels
+from compress import kernels
 from compress.errors import CompressError, KernelError
+from compress.kernels import layout
 from compress.lookup import Geometry
 
 HERE = Path(__file__).parent / "fuzz"
@@ -121,7 +122,7 @@ def test_the_kernel_s_op_takes_only_what_fits(geometry: list[int], weights: int,
 @pytest.mark.skipif(not LEVELS, reason="the native extension is not installed")
 def test_buffers_that_are_smaller_than_they_seem() -> None:
     g = Geometry(8, 8, 2, 2, "dense")
-    params = {name: torch.zeros(shape) for name, shape in kernel_layout.parameter_shapes(g).items()}
+    params = {name: torch.zeros(shape) for name, shape in layout.parameter_shapes(g).items()}
     (weights, tables), numbers = kernels.prepare(params, g)
     x = torch.zeros(1, 8)
     assert kernels.lookup_ffn(x, [weights, tables], numbers).shape == (1, 8)
@@ -141,15 +142,15 @@ def test_prepare_takes_only_what_fits(data: st.DataObject) -> None:
     try:
         g = Geometry(
             data.draw(st.integers(1, 20)), data.draw(st.integers(1, 70)), data.draw(numbers),
-            data.draw(st.integers(1, 6)), data.draw(st.sampled_from(kernel_layout.PROJECTIONS)),
+            data.draw(st.integers(1, 6)), data.draw(st.sampled_from(layout.PROJECTIONS)),
             data.draw(st.sampled_from([1, 4, 16])), data.draw(numbers), data.draw(numbers), data.draw(st.booleans()),
-            data.draw(st.sampled_from(kernel_layout.ACTIVATIONS)), data.draw(st.sampled_from(["top1", "top2"])),
+            data.draw(st.sampled_from(layout.ACTIVATIONS)), data.draw(st.sampled_from(["top1", "top2"])),
         )  # fmt: skip
     except CompressError:
         assume(False)
     extremes = st.sampled_from([0.0, 1.0, -3e38, float("nan"), float("inf")])
     params: dict[str, Tensor] = {
-        name: torch.full(shape, data.draw(extremes)) for name, shape in kernel_layout.parameter_shapes(g).items()
+        name: torch.full(shape, data.draw(extremes)) for name, shape in layout.parameter_shapes(g).items()
     }
     name = data.draw(st.sampled_from(sorted(params)))
     shape = data.draw(st.just(list(params[name].shape)) | st.lists(st.integers(0, 9), max_size=4))

@@ -11,6 +11,7 @@ import torch
 from kernel_levels import LEVELS, using_level
 
 from compress import kernels
+from compress.kernels import extension
 from compress.lookup import LookupFFN
 from compress.lookup.geometry import Geometry
 
@@ -21,6 +22,7 @@ WITHOUT_EXTENSION = "import sys; sys.modules['compress._kernels'] = None\n"
 GATHER = """
 import torch
 from compress import kernels
+from compress.kernels import extension
 tables, codes, weights = torch.ones(2, 4, 3), torch.zeros(5, 2, 1, dtype=torch.int32), torch.ones(5, 2, 1)
 """
 
@@ -92,8 +94,8 @@ def test_without_the_extension_a_student_has_the_same_gradients(monkeypatch, rea
     found = []
     for missing in (False, True):
         if missing:
-            for name in ("_extension", "_extension_or_warning"):
-                monkeypatch.setattr(kernels, name, lambda: None)
+            for name in ("find", "_find_or_warn"):
+                monkeypatch.setattr(extension, name, lambda: None)
         ffn.zero_grad()
         ffn(x).square().sum().backward()
         found.append([parameter.grad for parameter in ffn.parameters()])

@@ -13,9 +13,10 @@ from kernel_levels import LEVELS, using_level, using_threads
 from torch import Tensor
 from torch.nn import functional
 
-from compress import kernel_layout, kernels
+from compress import kernels
 from compress.errors import KernelError
-from compress.kernel_layout import HALF_BYTES
+from compress.kernels import layout
+from compress.kernels.layout import HALF_BYTES
 from compress.lookup.geometry import Geometry
 from compress.lookup.int4 import join_columns, split_columns
 from compress.lookup.packed import quantise
@@ -142,7 +143,7 @@ def reference(params: dict[str, Tensor], g: Geometry, x: Tensor, bits: int = 16)
 def make_params(g: Geometry, table_dtype: torch.dtype, weight_dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     params = {}
-    for name, shape in kernel_layout.parameter_shapes(g).items():
+    for name, shape in layout.parameter_shapes(g).items():
         value = torch.randn(shape, generator=generator)
         if name == "hash.projection.weight" and g.projection == "bh4":
             value /= math.sqrt(g.block * g.padded)
@@ -152,7 +153,7 @@ def make_params(g: Geometry, table_dtype: torch.dtype, weight_dtype: torch.dtype
             value /= math.sqrt(g.padded)
         elif name.endswith(".weight"):
             value /= math.sqrt(shape[-1])
-        if weight_dtype == torch.int8 and name in kernel_layout.matrices(g):
+        if weight_dtype == torch.int8 and name in layout.matrices(g):
             params[name], params[name + "_scale"] = quantise(value)
         else:
             narrow = torch.bfloat16 if weight_dtype == torch.int8 else weight_dtype
@@ -412,7 +413,7 @@ def test_golden_vectors(case, g):
     from safetensors.torch import load_file
 
     golden = load_file(path)
-    params = {name: golden[name] for name in kernel_layout.parameter_shapes(g)}
+    params = {name: golden[name] for name in layout.parameter_shapes(g)}
     for level in LEVELS:
         with using_level(level):
             y = run(params, g, golden["x"])

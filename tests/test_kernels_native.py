@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from compress import kernels
 from compress.int8_linear import Int8Linear
-from compress.kernel_layout import HALF_BYTES
+from compress.kernels.layout import HALF_BYTES
 from compress.lookup import Geometry
 from compress.lookup.packed import rounded
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from kernel_levels import LEVELS, using_level, using_threads
 from torch import Tensor
 
-from compress import kernels, torch_kernels
+from compress import kernels
 from compress.errors import KernelError
+from compress.kernels import fallback
 
 
 @pytest.fixture(params=LEVELS or ["torch"], scope="module", autouse=True)
@@ -72,7 +73,7 @@ def test_gather_and_its_gradients(shape):
         exact = exact.detach()
     else:
         exact, expected = torch.zeros_like(grad_y), (torch.zeros_like(tables), torch.zeros_like(weights))
-    for module in (kernels, torch_kernels):
+    for module in (kernels, fallback):
         assert_close(module.gather(tables, codes, weights), exact)
         for actual, wanted in zip(module.gather_backward(grad_y, tables, codes, weights), expected, strict=True):
             assert_close(actual, wanted)
@@ -95,7 +96,7 @@ def test_margin_scores_and_their_gradient(seed, tokens, tables, bits, scale):
     exact = scores_float64(exact_z)
     (expected,) = torch.autograd.grad(exact, exact_z, grad_scores.double())
     place = 2 ** torch.arange(bits - 1, -1, -1)
-    for module in (kernels, torch_kernels):
+    for module in (kernels, fallback):
         codes, scores = module.margin_scores(z)
         assert torch.equal(codes, ((z > 0) * place).sum(2).int())
         torch.testing.assert_close(scores.double(), exact.detach(), rtol=2e-6, atol=1e-12)

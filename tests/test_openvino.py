@@ -108,7 +108,7 @@ def test_a_compiled_model_has_the_buffers_in_its_operations(core, checkpoint, tm
 
 @pytest.mark.parametrize(
     "changes",
-    [{"layout_version": LAYOUT_VERSION + 1}, {"settings": [1, 2]}, {"settings": [0] * kernels.kernel_layout.SETTINGS}],
+    [{"layout_version": LAYOUT_VERSION + 1}, {"settings": [1, 2]}, {"settings": [0] * kernels.layout.SETTINGS}],
     ids=["newer layout", "too few settings", "impossible sizes"],
 )
 def test_a_wrong_geometry_is_refused(changes):
@@ -117,7 +117,7 @@ def test_a_wrong_geometry_is_refused(changes):
         operation(make_params(g, torch.int8, torch.int8, 0), g, **changes)
 
 
-@pytest.mark.parametrize("setting", range(kernels.kernel_layout.SETTINGS))
+@pytest.mark.parametrize("setting", range(kernels.layout.SETTINGS))
 def test_every_size_that_disagrees_with_the_buffers_is_refused(core, checkpoint, tmp_path, setting):
     """An edited file either still describes the same buffers or is not loaded."""
     folder = tmp_path / "ir"

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from compress import kernels
 from compress.errors import CompressError
 from compress.int8_linear import Int8Linear
-from compress.kernel_layout import half_bytes
+from compress.kernels.layout import half_bytes
 from compress.lookup import LookupFFN, PackedLookupFFN, pack
 from compress.lookup.int4 import join_columns, quantise_tables, split_columns
 from compress.lookup.packed import packed_layout, quantise, rounded

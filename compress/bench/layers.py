@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..dense import DenseWeights
 from ..evaluate.variants import DenseFFN
-from ..kernel_layout import HALF_BYTES
+from ..kernels.layout import HALF_BYTES
 from ..lookup import PackedLookupFFN
 from ..lookup.budget import DenseGeometry, bytes_per_token
 from ..lookup.geometry import Geometry

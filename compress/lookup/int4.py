@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..kernel_layout import ROW_UNIT, half_bytes
+from ..kernels.layout import ROW_UNIT, half_bytes
 
 _MOST = 7  # magnitudes; -8 is left out, so that rounding is symmetric
 _HALF = ROW_UNIT // 2

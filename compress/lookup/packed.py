@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..errors import CompressError
-from ..kernel_layout import HALF_BYTES, SCALE, half_bytes, matrices
+from ..kernels.layout import HALF_BYTES, SCALE, half_bytes, matrices
 from .ffn import LookupFFN
 from .geometry import Geometry
 from .int4 import quantise_tables, split_columns

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .errors import KernelError
+from ..errors import KernelError
 
 if TYPE_CHECKING:
-    from .lookup.geometry import Geometry
+    from ..lookup.geometry import Geometry
 
 # The order of each tuple is that of the enums in kernels/ffn.h.
 PROJECTIONS = ("hadamard", "lowrank", "dense", "bh4", "acdc")
