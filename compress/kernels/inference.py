@@ -25,10 +25,11 @@ def prepare(
     """Lay out a packed LookupFFN for `lookup_ffn`, once after loading.
 
     `params`, a mapping or the module itself, holds its tensors under their canonical names and shapes, on the CPU:
-    weight matrices all float32, all bfloat16 or all int8 with float32 scales beside them, tables float32, bfloat16 or
-    int8 with float32 `scales`, the rest float32. Returns the `prepared` tensors and the `geometry` integers of the op.
-    float32 BH4 blocks take up the Hadamard transform within a block; narrower ones do not: the products would need
-    float32, with more bytes. `input_bits`: what int8 matrices are applied to becomes integers of 8 or 16 bits.
+    weight matrices all float32, all bfloat16 or all int8 with float32 scales beside them, tables float32, bfloat16, or
+    int8 or two columns of 4 bits a byte with float32 `scales`, the rest float32. Returns the `prepared` tensors and the
+    `geometry` integers of the op. float32 BH4 blocks take up the Hadamard transform within a block; narrower ones do
+    not: the products would need float32, with more bytes. `input_bits`: what int8 matrices are applied to becomes
+    integers of 8 or 16 bits.
     Raises KernelError where tensors do not fit the geometry or the extension is missing.
     """
     if isinstance(params, nn.Module):
