@@ -94,6 +94,11 @@ class Int8Linear(nn.Module):
             last = self._last = _Last(values, scale, bias, version, _bound(values, scale, bias))
         return last.bound
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._last = None  # in inference mode no version tells of what is loaded
+        _BOUND.pop(self.values, None)
+        super()._load_from_state_dict(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}
 
@@ -119,7 +124,7 @@ _BOUND: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def _version(*tensors: Tensor | None) -> list[int]:
-    # Made in inference mode, a tensor counts no changes.
+    # Made in inference mode, a tensor counts no changes; of those only what is loaded is noticed.
     return [0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors]
 
 

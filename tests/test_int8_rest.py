@@ -95,6 +95,10 @@ def test_a_layer_made_in_inference_mode_runs() -> None:
         made, x = Int8Linear.of(dense()), torch.randn(4, 48)
         assert torch.equal(made(x), made(x))
         assert error(made(x), made.dequantised()(x)) < 0.02
+        other = Int8Linear.of(made.dequantised())
+        other.scale.mul_(2)
+        made.load_state_dict(other.state_dict())
+        assert torch.equal(made(x), other(x))
 
 
 @torch.no_grad()

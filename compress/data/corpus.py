@@ -202,6 +202,12 @@ def _audio(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[st
 
 def _text(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[str]) -> tuple[Examples, bool]:
     causal = pretrained.task == "causal"
+    if causal and data.sentences not in ("auto", 0):
+        raise DataError(
+            "texts are taken apart into sentences for encoders alone; a causal model reads them whole",
+            where="data.sentences",
+            remedy="leave it out",
+        )
     length = capped_length(pretrained, data.sequence_length, notes)
     if data.source == "teacher":
         written = length if data.written_length == "auto" else capped_length(pretrained, data.written_length, notes)
@@ -212,12 +218,6 @@ def _text(data: DataSettings, pretrained: Pretrained, seed: int, notes: list[str
             return pairs(*both, pretrained, length, notes), True
     sources = _sources(data, causal)
     if causal:
-        if data.sentences not in ("auto", 0):
-            raise DataError(
-                "texts are taken apart into sentences for encoders alone; a causal model reads them whole",
-                where="data.sentences",
-                remedy="leave it out",
-            )
         return windows(sources, pretrained, length, wanted=_to_read(data))
     share = _SENTENCES.get(pretrained.task, 0.0) if data.sentences == "auto" else data.sentences
     sources = [with_sentences(source, share, (seed, 3, index)) for index, source in enumerate(sources)]

@@ -140,8 +140,9 @@ class PackedLookupFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out], in the dtype of x; arithmetic is float32."""
-        if not kernels.is_observed(x) and self._bound is not None and x.dtype == torch.float32:
-            return self._bound(x)
+        if not kernels.is_observed(x) and self._bound is not None:
+            y = self._bound(x.float())
+            return y if x.dtype == torch.float32 else y.to(x.dtype)
         if not x.is_cpu or not kernels.available() or (x.requires_grad and torch.is_grad_enabled()):
             return self._float32()(x)
         self._ensure_prepared()
