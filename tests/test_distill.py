@@ -9,11 +9,13 @@ from torch import nn
 
 from compress.dense import DenseWeights
 from compress.distill.activations import Activations, Tap, check_reached, forward_to, observe
+from compress.distill.endtoend import EndToEnd
 from compress.distill.objectives import BehindNorm, embedding_error, logits_divergence, mean_pool, output_error
 from compress.distill.optimisation import Schedule, adam, scheduled, student_groups
 from compress.errors import DataError
 from compress.lookup import LookupFFN
 from compress.padding import RealRows
+from compress.recipe import FinetuneSettings
 from compress.replace import replace_ffn
 from compress.sites import example_inputs, find_norms, find_sites, site_weights, swap
 
@@ -120,6 +122,23 @@ def test_a_students_answers_are_seen_in_a_converted_model() -> None:
         inputs = example_inputs(model)
         x, y, _ = forward_to(model, tap, inputs).rows(RealRows(model, inputs), tap.stream)
         torch.testing.assert_close(student(x), y)
+
+
+def test_hidden_states_count_beside_the_output_by_their_weight() -> None:
+    dense = pico.llama()
+    converted, found, inputs = copy.deepcopy(dense), taps(dense), example_inputs(dense)
+    for tap in found:
+        swap(converted, tap.site, LookupFFN(32, tables=2, bits=2, projection="dense"))
+    scales = {tap.site.name: 1.0 for tap in found}
+
+    def error(weight: float) -> float:
+        settings = FinetuneSettings(hidden_weight=weight)
+        return float(EndToEnd(dense, converted, found, "causal", settings, scales).error(inputs).detach())
+
+    output, both = error(0.0), error(1.0)
+    hidden = 2 * both - output
+    assert output != pytest.approx(hidden)
+    assert error(10.0) == pytest.approx((10 * hidden + output) / 11)
 
 
 def test_error_behind_the_norm_is_one_for_the_mean_and_zero_for_the_goal() -> None:

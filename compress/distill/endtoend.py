@@ -32,7 +32,7 @@ from .optimisation import (
 EVALUATIONS = 8  # times over the training that its state is held to be good, where all weights are finite
 FINETUNE_FACTOR = 0.3  # of the layer-wise step size: the students are already near their goals
 REST_FACTOR = 0.5  # of the rate of the students: the weights of the dense model are near where they should be
-_CLIP = 1.0
+_CLIP = 0.1  # of errors that are about 1 at the start
 
 
 class EndToEnd:
@@ -83,7 +83,7 @@ class EndToEnd:
                     yield from module.parameters(recurse=False)
 
     def error(self, batch: dict[str, Tensor], dtype: str = "float32") -> Tensor:
-        """Mean hidden error behind the sites plus the output's error, for one batch of the host.
+        """Weighted mean of the hidden error behind the sites and of the output's error, for one batch of the host.
 
         dtype: of the models' matrix products, as `autocast` takes it.
         """
@@ -99,7 +99,8 @@ class EndToEnd:
             for tap in self.taps
         ]
         output = output_error(self.task, real, student, teacher, self.settings.temperature)
-        return torch.stack(hidden).mean() + output
+        weight = self.settings.hidden_weight
+        return (weight * torch.stack(hidden).mean() + output) / (weight + 1.0)
 
     def train_step(self, batch: dict[str, Tensor]) -> float | None:
         """One optimiser step on one batch; returns its error where it is read. Raises Diverged, in a good state."""

@@ -44,6 +44,7 @@ Whole = Annotated[int, BeforeValidator(_integral)]
 Count = Annotated[Whole, Ge(0)]
 Positive = Annotated[Whole, Ge(1)]
 PositiveNumber = Annotated[float, Gt(0)]
+NonNegativeNumber = Annotated[float, Ge(0)]
 Auto = Literal["auto"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]  # of matrix products; auto: bfloat16 where it is fast
 Names = Annotated[tuple[str, ...], BeforeValidator(to_tuple)]
@@ -147,7 +148,7 @@ class FitSettings(Section):
     """The closed-form start."""
 
     tokens: Positive = 200_000
-    ridge: Annotated[float, Ge(0)] = 1e-3
+    ridge: NonNegativeNumber = 1e-3
 
 
 class DistillSettings(Section):
@@ -169,6 +170,7 @@ class FinetuneSettings(Section):
     learning_rate: PositiveNumber | Auto = "auto"
     train: Literal["lookup", "norms", "all"] = "all"
     temperature: PositiveNumber = 1.0
+    hidden_weight: NonNegativeNumber = 10.0
     dtype: TrainingDtype = "auto"
 
 
