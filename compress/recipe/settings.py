@@ -165,8 +165,8 @@ class DistillSettings(Section):
 class FinetuneSettings(Section):
     """End to end."""
 
-    steps: Count = 1000
-    batch_tokens: Positive = 4096
+    steps: Count = 4000
+    batch_tokens: Positive = 1024
     learning_rate: PositiveNumber | Auto = "auto"
     train: Literal["lookup", "norms", "all"] = "all"
     temperature: PositiveNumber = 1.0
