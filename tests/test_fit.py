@@ -70,6 +70,23 @@ def test_tables_improve_on_the_linear_path() -> None:
     assert errors[1] < 0.8 * errors[0]
 
 
+def test_a_hash_cuts_more_finely_where_the_ffn_bends() -> None:
+    """Neurons see three of sixteen directions; the linear path carries the rest, which the hash need not see."""
+    weights = dense()
+    weights.gate[:, 3:] = 0
+    x = torch.randn(4000, 16, generator=torch.Generator().manual_seed(1))
+    y = weights.output(x, "gelu") + 0.2 * x.roll(1, dims=1)
+    student = LookupFFN(16, tables=16, bits=4, projection="hadamard", rank=8)
+    data = SiteData(x, y, torch.ones(4000), torch.ones(16))
+    fit(student, data, weights, ridge=1e-3, generator=torch.Generator().manual_seed(0))
+    assert student.code is not None
+    with torch.no_grad():
+        h = student.code(x)
+    torch.testing.assert_close(h.square().mean().sqrt(), torch.tensor(1.0), rtol=0.02, atol=0)
+    seen = torch.linalg.svdvals(student.code.weight[:, :3]).square().sum() / student.code.weight.square().sum()
+    assert seen > 0.5  # 3 / 16 without
+
+
 @settings(max_examples=15)
 @given(st.integers(2, 60), st.floats(1e-3, 1e3), st.integers(0, 1000))
 def test_fit_never_diverges(tokens: int, scale: float, seed: int) -> None:
@@ -122,10 +139,12 @@ def test_reduced_rank_regression_finds_a_low_rank_map() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 10, generator=generator)
     y = x @ torch.randn(10, 3, generator=generator) @ torch.randn(3, 20, generator=generator)
-    directions = reduced_rank_regression(x, y, torch.ones(500), 3, 1e-9)
+    directions, strength = reduced_rank_regression(x, y, torch.ones(500), 3, 1e-9)
     h = x @ directions.T
     rest = y - h @ ridge_regression(h, y, torch.ones(500), 1e-9)
     assert float(rest.square().mean() / y.square().mean()) < 1e-6
+    assert torch.equal(strength, strength.sort(descending=True).values)
+    torch.testing.assert_close(strength.square().sum() / 500, y.square().sum(1).mean(), rtol=1e-4, atol=0)
 
 
 def test_whitening_gives_unit_covariance() -> None:

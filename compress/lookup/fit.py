@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dense import DenseWeights
+from .curvature import curvature
 from .ffn import LookupFFN
 from .least_squares import (
     generalising_tables,
@@ -19,6 +20,7 @@ from .least_squares import (
 from .projections import ACDCProjection, BH4Projection, DenseProjection, HadamardProjection
 
 TABLE_STEPS = 8  # of conjugate gradients for the tables
+_WEAKEST = 0.1  # of the strongest code's deviation: what hardly counts at the start may yet be needed
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def fit(
 ) -> None:  # fmt: skip
     """Set every parameter of `student` from data and the dense FFN's weights.
 
-    In order: neurons by importance; the code by reduced-rank regression; linear path, neurons' outputs and bias by
+    In order: neurons by importance; the code by reduced-rank regression, for the linear path (what the kept neurons
+    leave of y) and for a hash that reads it (where the other neurons bend); linear path, neurons' outputs and bias by
     ridge regression together; the hash centred on the data (dense ones scaled to it too); the tables by a few
     conjugate-gradient steps on what is left, as far as they hold on tokens held back (`table_steps` = 0: zero).
     """
@@ -53,19 +56,29 @@ def fit(
     hidden = dense.hidden(data.x, g.activation)  # [N, f]
     importance = neuron_importance(x, hidden, dense, weight, data.channel_weight, ridge)  # [f]
     kept = torch.empty(data.x.shape[0], 0, dtype=x.dtype, device=x.device)
+    others = torch.ones(len(importance), dtype=torch.bool, device=x.device)
     if student.neurons is not None:
         chosen = importance.topk(g.neurons).indices.sort().values
         _keep_neurons(student, dense, chosen)
         kept = hidden[:, chosen]  # [N, n]
+        others[chosen] = False
 
     h = torch.empty(data.x.shape[0], 0, dtype=x.dtype, device=x.device)
     if student.code is not None:
         centred, _ = weighted_centre(kept, weight)
         rest = y - centred @ ridge_regression(centred, y, weight, ridge) if g.neurons else y
-        directions = _code_directions(x, rest, dense, importance, weight, data.channel_weight, g.rank, ridge)
+        wanted = [rest * data.channel_weight]
+        hashed = g.tables > 0 and g.hashes_code
+        if hashed:
+            bends = curvature(data.x, dense.of(others), g.activation, weight, data.channel_weight, generator)
+            wanted.append(x @ bends)
+        directions, strength = reduced_rank_regression(x, _of_equal_variance(wanted), weight, g.rank, ridge)
         student.code.weight.copy_(directions)
         h = x @ student.code.weight.T  # [N, r], centred
         scale = h.std(0).clamp_min(1e-8)
+        if hashed:  # the hash cuts along a direction as finely as that is strong
+            strength = strength.clamp_min(_WEAKEST * strength[0])
+            scale = scale * strength.square().mean().sqrt() / strength
         student.code.weight.div_(scale[:, None])
         student.code.bias.copy_(-student.code.weight @ x_mean)
         h = h / scale
@@ -117,16 +130,9 @@ def _keep_neurons(student: LookupFFN, dense: DenseWeights, chosen: Tensor) -> No
             linear.bias.copy_(bias[chosen] if bias is not None else torch.zeros_like(linear.bias))
 
 
-def _code_directions(
-    x: Tensor, rest: Tensor, dense: DenseWeights, importance: Tensor, weight: Tensor, channel_weight: Tensor,
-    rank: int, ridge: float,
-) -> Tensor:  # fmt: skip
-    # The code serves the linear path (through which x should explain the output) and the hash (which should see what
-    # the important neurons see): both targets, each scaled to the same total variance.
-    output = rest * channel_weight
-    before = (x @ dense.gate.T) * (importance / dense.gate.norm(dim=1).clamp_min(1e-8))
-    targets = [part / part.square().mean().sqrt().clamp_min(1e-12) / part.shape[1] ** 0.5 for part in (output, before)]
-    return reduced_rank_regression(x, torch.cat(targets, 1), weight, rank, ridge)
+def _of_equal_variance(targets: list[Tensor]) -> Tensor:
+    """Targets [N, d_i] side by side, each scaled to the same total variance: [N, sum of d_i]."""
+    return torch.cat([part / part.square().sum(1).mean().sqrt().clamp_min(1e-12) for part in targets], 1)
 
 
 def _start_hash(

@@ -22,10 +22,11 @@ def ridge_regression(x: Tensor, y: Tensor, weight: Tensor, ridge: float) -> Tens
     return torch.linalg.solve(gram, (xw.T @ y).double()).to(x.dtype)
 
 
-def reduced_rank_regression(x: Tensor, y: Tensor, weight: Tensor, rank: int, ridge: float) -> Tensor:
+def reduced_rank_regression(x: Tensor, y: Tensor, weight: Tensor, rank: int, ridge: float) -> tuple[Tensor, Tensor]:
     """The rank-r directions A [r, d_x] through which x [N, d_x] explains y [N, d_y] best (Izenman, 1975).
 
-    x and y are centred. Solved as the generalised eigenproblem C C' v = lambda G v with C = X'WY and G = X'WX, whose
+    With them comes their strength [r], falling: the deviation of y that each explains, times sqrt(N). x and y are
+    centred. Solved as the generalised eigenproblem C C' v = lambda G v with C = X'WY and G = X'WX, whose
     size is that of x; where y needs fewer than r directions, the rest follow by the ridge alone.
     """
     xw = x * weight[:, None]
@@ -33,8 +34,9 @@ def reduced_rank_regression(x: Tensor, y: Tensor, weight: Tensor, rank: int, rid
     gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
     root = torch.linalg.cholesky(gram)
     half = torch.linalg.solve_triangular(root, cross, upper=False)  # L^-1 C
-    vectors = torch.linalg.eigh(half @ half.T)[1].flip(1)[:, :rank]
-    return torch.linalg.solve_triangular(root.T, vectors, upper=True).T.to(x.dtype)
+    values, vectors = (part.flip(-1)[..., :rank] for part in torch.linalg.eigh(half @ half.T))
+    directions = torch.linalg.solve_triangular(root.T, vectors, upper=True).T
+    return directions.to(x.dtype), values.clamp_min(0.0).sqrt().to(x.dtype)
 
 
 def whitening(h: Tensor, weight: Tensor, floor: float = 1e-4) -> Tensor:
