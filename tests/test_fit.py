@@ -87,6 +87,18 @@ def test_a_hash_cuts_more_finely_where_the_ffn_bends() -> None:
     assert seen > 0.5  # 3 / 16 without
 
 
+def test_an_ffn_that_answers_nothing_is_fitted() -> None:
+    weights = dense()
+    weights.down.zero_()
+    assert weights.down_bias is not None
+    weights.down_bias.zero_()
+    data = site_data(weights)
+    student = LookupFFN(16, tables=16, bits=4, projection="hadamard", rank=8, neurons=8)
+    fit(student, data, weights, ridge=1e-3, generator=torch.Generator().manual_seed(0))
+    assert all(torch.isfinite(p).all() for p in student.parameters())
+    torch.testing.assert_close(student(data.x), data.y, rtol=0, atol=1e-4)
+
+
 @settings(max_examples=15)
 @given(st.integers(2, 60), st.floats(1e-3, 1e3), st.integers(0, 1000))
 def test_fit_never_diverges(tokens: int, scale: float, seed: int) -> None:

@@ -77,7 +77,7 @@ def fit(
         h = x @ student.code.weight.T  # [N, r], centred
         scale = h.std(0).clamp_min(1e-8)
         if hashed:  # the hash cuts along a direction as finely as that is strong
-            strength = strength.clamp_min(_WEAKEST * strength[0])
+            strength = (strength / strength[0].clamp_min(1e-30)).clamp_min(_WEAKEST)
             scale = scale * strength.square().mean().sqrt() / strength
         student.code.weight.div_(scale[:, None])
         student.code.bias.copy_(-student.code.weight @ x_mean)
