@@ -41,11 +41,11 @@ class DenseWeights:
         return any(bias is not None for bias in (self.gate_bias, self.up_bias, self.down_bias))
 
     def of(self, neurons: Tensor) -> DenseWeights:
-        """The FFN of some of the neurons alone, by number or mask, without the output's bias."""
+        """The FFN of some of the neurons alone, by number or mask, with the output's bias."""
         gate_bias, up, up_bias = (
             None if part is None else part[neurons] for part in (self.gate_bias, self.up, self.up_bias)
         )
-        return DenseWeights(self.gate[neurons], gate_bias, up, up_bias, self.down[:, neurons], None)
+        return DenseWeights(self.gate[neurons], gate_bias, up, up_bias, self.down[:, neurons], self.down_bias)
 
     def hidden(self, x: Tensor, activation: str) -> Tensor:
         """Neuron outputs for x [N, d_in]: [N, f]."""

@@ -84,7 +84,7 @@ def test_a_hash_cuts_more_finely_where_the_ffn_bends() -> None:
         h = student.code(x)
     torch.testing.assert_close(h.square().mean().sqrt(), torch.tensor(1.0), rtol=0.02, atol=0)
     seen = torch.linalg.svdvals(student.code.weight[:, :3]).square().sum() / student.code.weight.square().sum()
-    assert seen > 0.5  # 3 / 16 without
+    assert seen > 0.85  # 0.92; 0.78 for the output's sake alone, 0.37 with codes of equal deviation
 
 
 def test_an_ffn_that_answers_nothing_is_fitted() -> None:

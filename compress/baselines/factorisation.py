@@ -28,7 +28,7 @@ def fit_factors(student: FactorisedFFN, data: SiteData, dense: DenseWeights, *, 
     if g.d_hidden < dense.gate.shape[0]:
         hidden = dense.hidden(data.x, g.activation)
         importance = neuron_importance(x, hidden, dense, weight, data.channel_weight, ridge)
-        dense = _kept(dense, importance.topk(g.d_hidden).indices.sort().values)
+        dense = dense.of(importance.topk(g.d_hidden).indices.sort().values)
     reach = (dense.down * data.channel_weight[:, None]).norm(dim=0)  # [f], how far a hidden value is felt
     slopes = _slopes(data.x, dense, g.activation, weight)
     for name, matrix, bias, slope in zip(
@@ -72,16 +72,6 @@ def _set(
     product.code.weight.copy_(inner)
     product.code.bias.copy_(-inner @ x_mean)
     product.bias.copy_(matrix @ x_mean + (0.0 if bias is None else bias))
-
-
-def _kept(dense: DenseWeights, chosen: Tensor) -> DenseWeights:
-    def rows(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[chosen]
-
-    return DenseWeights(
-        dense.gate[chosen], rows(dense.gate_bias), rows(dense.up), rows(dense.up_bias), dense.down[:, chosen],
-        dense.down_bias,
-    )  # fmt: skip
 
 
 def _slopes(x: Tensor, dense: DenseWeights, activation: str, weight: Tensor) -> list[Tensor]:

@@ -17,6 +17,7 @@ from .least_squares import (
     weighted_centre,
     whitening,
 )
+from .neurons import Neurons
 from .projections import ACDCProjection, BH4Projection, DenseProjection, HadamardProjection
 
 TABLE_STEPS = 8  # of conjugate gradients for the tables
@@ -59,7 +60,7 @@ def fit(
     others = torch.ones(len(importance), dtype=torch.bool, device=x.device)
     if student.neurons is not None:
         chosen = importance.topk(g.neurons).indices.sort().values
-        _keep_neurons(student, dense, chosen)
+        _keep_neurons(student.neurons, dense.of(chosen))
         kept = hidden[:, chosen]  # [N, n]
         others[chosen] = False
 
@@ -76,7 +77,7 @@ def fit(
         student.code.weight.copy_(directions)
         h = x @ student.code.weight.T  # [N, r], centred
         scale = h.std(0).clamp_min(1e-8)
-        if hashed:  # the hash cuts along a direction as finely as that is strong
+        if hashed:  # random rotations ("hadamard") then cut along a direction as finely as it is strong
             strength = (strength / strength[0].clamp_min(1e-30)).clamp_min(_WEAKEST)
             scale = scale * strength.square().mean().sqrt() / strength
         student.code.weight.div_(scale[:, None])
@@ -118,16 +119,14 @@ def neuron_importance(
     return deviation * (dense.down * channel_weight[:, None]).norm(dim=0)
 
 
-def _keep_neurons(student: LookupFFN, dense: DenseWeights, chosen: Tensor) -> None:
-    neurons = student.neurons
-    assert neurons is not None
+def _keep_neurons(neurons: Neurons, kept: DenseWeights) -> None:
     for linear, matrix, bias in (
-        (neurons.gate, dense.gate, dense.gate_bias),
-        (neurons.up, dense.up, dense.up_bias),
+        (neurons.gate, kept.gate, kept.gate_bias),
+        (neurons.up, kept.up, kept.up_bias),
     ):
         if linear is not None and matrix is not None:
-            linear.weight.copy_(matrix[chosen])
-            linear.bias.copy_(bias[chosen] if bias is not None else torch.zeros_like(linear.bias))
+            linear.weight.copy_(matrix)
+            linear.bias.copy_(torch.zeros_like(linear.bias) if bias is None else bias)
 
 
 def _of_equal_variance(targets: list[Tensor]) -> Tensor:

@@ -26,8 +26,8 @@ def reduced_rank_regression(x: Tensor, y: Tensor, weight: Tensor, rank: int, rid
     """The rank-r directions A [r, d_x] through which x [N, d_x] explains y [N, d_y] best (Izenman, 1975).
 
     With them comes their strength [r], falling: the deviation of y that each explains, times sqrt(N). x and y are
-    centred. Solved as the generalised eigenproblem C C' v = lambda G v with C = X'WY and G = X'WX, whose
-    size is that of x; where y needs fewer than r directions, the rest follow by the ridge alone.
+    centred. Solved as the generalised eigenproblem C C' v = lambda G v with C = X'WY and G = X'WX, whose size is that
+    of x; where y needs fewer than r directions, the rest follow by the ridge alone.
     """
     xw = x * weight[:, None]
     gram, cross = (xw.T @ x).double(), (xw.T @ y).double()  # G [d_x, d_x], C [d_x, d_y]
