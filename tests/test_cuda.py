@@ -111,10 +111,13 @@ def test_the_closed_form_is_as_good_on_both() -> None:
     assert errors[1] == pytest.approx(errors[0], rel=0.02)
 
 
-def trainer(folder: Path, dtype: str, family: str = "llama") -> tuple[EndToEnd, Corpus]:
+def trainer(folder: Path, dtype: str, family: str = "gpt2") -> tuple[EndToEnd, Corpus]:
     """A pico model with disturbed students on the GPU, about to be trained."""
     pico_tokenizer.save_pico(folder / "model", family)
-    corpus = data_samples.corpus(data_samples.write_lines(folder / "text.txt", 300), family, sequence_length=32)
+    if family == "vit":
+        corpus = data_samples.corpus(data_samples.write_images(folder / "pictures", 80), family, source="images")
+    else:
+        corpus = data_samples.corpus(data_samples.write_lines(folder / "text.txt", 300), family, sequence_length=32)
     dense, converted = (load_pretrained(str(folder / "model")).model for _ in range(2))
     sites = find_sites(dense)
     norms = find_norms(dense, sites)
@@ -135,14 +138,50 @@ def trainer(folder: Path, dtype: str, family: str = "llama") -> tuple[EndToEnd, 
 def test_no_step_waits_for_the_gpu(tmp_path: Path, dtype: str) -> None:
     made, corpus = trainer(tmp_path, dtype)
     batches = [corpus.train.batch(step, 256, 0) for step in range(60)]
-    for batch in batches[:3]:  # what is set up at the first steps
+    for batch in batches[:4]:  # what is set up at the first steps, and the fourth recorded
         made.train_step(batch)
+    assert made.replay.recorded
     with never_waiting():
-        told = [made.train_step(batch) for batch in batches[3:24]]
-    assert told == [None] * 21
+        told = [made.train_step(batch) for batch in batches[4:24]]
+    assert told == [None] * 20
     told = [made.train_step(batch) for batch in batches[24:]]
     assert any(error is not None for error in told)
     assert made.held_out_error(corpus.holdout, 256, 4096) < 0.7 * made.before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "vit"])
+def test_replayed_steps_are_the_steps_themselves(tmp_path: Path, family: str) -> None:
+    errors = []
+    for name in ("replayed", "taken"):
+        (tmp_path / name).mkdir()
+        made, corpus = trainer(tmp_path / name, "float32", family)
+        made.replay.usable = name == "replayed"
+        for step in range(8):  # of more, rounding would part the two
+            made.train_step(corpus.train.batch(step, 256, 0))
+        assert bool(made.replay.recorded) == (name == "replayed")
+        errors.append(torch.stack(made.errors.unread))
+    torch.testing.assert_close(*errors, rtol=0.02, atol=1e-4)
+
+
+def test_batches_of_two_shapes_take_turns(tmp_path: Path) -> None:
+    made, corpus = trainer(tmp_path, "float32")
+    small = corpus.train.batch(0, 128, 1)
+    for step in range(40):
+        made.train_step(small if step % 10 in (3, 9) else corpus.train.batch(step, 256, 0))
+    assert len(made.replay.recorded) == 2
+    assert made.held_out_error(corpus.holdout, 256, 4096) < made.before
+
+
+def test_a_step_that_waits_is_not_replayed(tmp_path: Path) -> None:
+    made, corpus = trainer(tmp_path, "float32")
+    error = made.error
+    made.error = lambda *given: error(*given) * (1.0 if error(*given).item() > 0 else 0.0)  # type: ignore[method-assign]
+    for step in range(12):
+        made.train_step(corpus.train.batch(step, 256, 0))
+    assert not made.replay.usable
+    assert made.step == 12
+    made.error = error  # type: ignore[method-assign]
+    assert made.held_out_error(corpus.holdout, 256, 4096) < made.before
 
 
 def test_a_student_that_explodes_between_two_looks_goes_back(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from data_samples import (
 )
 from PIL import Image
 
+from compress.data.images import make_images
 from compress.streams import real_tokens
 
 
@@ -39,6 +43,44 @@ def test_training_images_are_augmented_by_seed_step_and_image(tmp_path: Path) ->
     assert len({batch.numpy().tobytes() for batch in batches}) == 4
     alone = examples.collate(rows[2:3], (0, 0))["pixel_values"][0]
     assert torch.equal(alone, batches[0][2])
+
+
+COLOURS: list[dict[str, Any]] = [
+    {}, {"image_mean": [0.4, 0.5, 0.1], "image_std": [0.2, 0.3, 0.7]},
+    {"do_normalize": False}, {"do_rescale": False, "do_normalize": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", COLOURS)
+def test_a_processors_colours_are_applied_to_a_batch_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    model = pretrained("vit")
+    for key, value in settings.items():
+        monkeypatch.setattr(model.processor, key, value)
+    examples = make_images(sorted(write_images(tmp_path / "a", 6).iterdir()), model)
+    assert examples.colours is not None
+    rows = np.arange(6)
+    found = examples.collate(rows, (1, 2))["pixel_values"]
+    wanted = replace(examples, colours=None).collate(rows, (1, 2))["pixel_values"]
+    assert found.dtype == wanted.dtype == torch.float32
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_processor_that_does_more_than_colours_is_called(tmp_path: Path) -> None:
+    model = pretrained("vit")
+
+    def mirrored(images: list[Any], **options: Any) -> Any:
+        return {"pixel_values": model.processor(images=images, **options)["pixel_values"].flip(-1)}
+
+    files = sorted(write_images(tmp_path / "a", 4).iterdir())
+    plain = make_images(files, model)
+    examples = make_images(files, SimpleNamespace(model=model.model, processor=mirrored))
+    assert examples.colours is None
+    rows = np.arange(4)
+    ours, theirs = (part.collate(rows, (0, 0))["pixel_values"] for part in (examples, plain))
+    torch.testing.assert_close(ours, theirs.flip(-1), rtol=1e-5, atol=1e-5)
 
 
 def test_training_batches_of_images_differ_from_epoch_to_epoch(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pico_tokenizer
 import pytest
 import torch
 from assets import asset
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 import compress
 from compress.data import load_examples
@@ -358,6 +358,18 @@ def test_what_cannot_be_evaluated(
     (tmp_path / ".job").mkdir()
     with pytest.raises(CheckpointError, match="compress resume"):
         compress.evaluate(tmp_path, folders["gpt2"], data["gpt2"])
+
+
+@pytest.mark.parametrize(("size", "named"), [({"n_embd": 48}, "wte.weight"), ({"n_layer": 3}, "h.2.mlp")])
+def test_a_dense_model_of_another_size_is_no_pair(
+    checkpoint: Path, folders: dict[str, Path], data: dict[str, str], tmp_path: Path, size: dict[str, int], named: str
+) -> None:
+    other = GPT2Config.from_pretrained(folders["gpt2"])
+    other.update(size)
+    GPT2LMHeadModel(other).save_pretrained(tmp_path)
+    pico_tokenizer.gpt_like().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=named):
+        compress.evaluate(checkpoint, tmp_path, data["gpt2"])
 
 
 @pytest.mark.assets

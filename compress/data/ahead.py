@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .batching import Split
 
-_WORKERS = 4
+_MOST = 16  # threads; images take some milliseconds each, and a GPU wants a thousand of them a second
 
 
 class Ahead:
@@ -24,7 +25,7 @@ class Ahead:
     def __init__(self, split: Split, batch_tokens: int, seed: int, device: torch.device, steps: int) -> None:
         self.split, self.batch_tokens, self.seed, self.steps = split, batch_tokens, seed, steps
         # On the CPU such threads would take from the very cores that train.
-        self.workers = _WORKERS if device.type == "cuda" else 0
+        self.workers = min(_MOST, os.cpu_count() or 1) if device.type == "cuda" else 0
         self.pool = ThreadPoolExecutor(self.workers, "batches") if self.workers else None
         self.coming: dict[int, Future[dict[str, Tensor]]] = {}
 

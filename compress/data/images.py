@@ -30,16 +30,48 @@ _PATCH = 16  # of models whose config names none
 
 
 @dataclass(frozen=True)
+class Colours:
+    """A scale and an offset for each channel [3], which take bytes to what a model reads.
+
+    For a batch at once this is several times as fast as an image processor, and threads do not wait for each other.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __call__(self, images: Sequence[Image]) -> Tensor:
+        """Images of one size -> [B, 3, H, W] float32."""
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        out = torch.empty(len(images), 3, *pixels.shape[1:3])
+        out.copy_(pixels.permute(0, 3, 1, 2))
+        return out.mul_(self.scale[:, None, None]).add_(self.offset[:, None, None])
+
+    @classmethod
+    def of(cls, processor: Any, size: tuple[int, int]) -> Colours | None:
+        """Read them off what a processor makes of black, white and noise; None where it does anything else."""
+        noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        black, white, noisy = (_pillow().fromarray(part) for part in (noise * 0, noise * 0 + 255, noise))
+        made = _unresized(processor, [black, white, noisy])
+        if made.shape[1:] != (3, *size):
+            return None
+        offset = made[0, :, 0, 0].clone()
+        found = cls((made[1, :, 0, 0] - offset) / 255, offset)
+        return found if torch.allclose(found([black, white, noisy]), made, rtol=1e-4, atol=1e-5) else None
+
+
+@dataclass(frozen=True)
 class Images(OneStream):
     """Images that are opened when their batch is made: files, or the decoded rows of a data set.
 
-    `size` is height and width of what the processor gives; `tokens` counts the positions of an image at a site.
+    `size` is height and width of what the processor gives; `tokens` counts the positions of an image at a site;
+    `colours` is all that the processor does to an image of that size, where it is no more than that.
     """
 
     pictures: Sequence[Any]
     processor: Any
     size: tuple[int, int]
     tokens: int
+    colours: Colours | None = None
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -49,14 +81,10 @@ class Images(OneStream):
     def collate(self, rows: Rows, draw: Draw | None) -> dict[str, Tensor]:
         """Give pixel_values [B, C, H, W] float32; with `draw`, of a random crop, mirrored half of the time."""
         images = [open_picture(self.pictures[int(row)]) for row in rows]
-        options: dict[str, Any] = {}
-        if draw is not None:
-            images = [self._augmented(image, (*draw, int(row))) for image, row in zip(images, rows, strict=True)]
-            options = {"do_resize": False}
-            if hasattr(self.processor, "do_center_crop"):
-                options["do_center_crop"] = False
-        pixels = self.processor(images=images, return_tensors="pt", **options)["pixel_values"]
-        return {"pixel_values": pixels.to(torch.float32)}
+        if draw is None:
+            return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"].float()}
+        images = [self._augmented(image, (*draw, int(row))) for image, row in zip(images, rows, strict=True)]
+        return {"pixel_values": _unresized(self.processor, images) if self.colours is None else self.colours(images)}
 
     def targets(self, rows: Rows, inputs: dict[str, Tensor]) -> None:
         """Images predict no tokens."""
@@ -86,7 +114,15 @@ def make_images(pictures: Sequence[Any], pretrained: Pretrained) -> Images:
     processor = pretrained.processor
     blank = processor(images=[_blank()], return_tensors="pt")["pixel_values"]
     height, width = blank.shape[-2:]
-    return Images(pictures, processor, (height, width), patches(pretrained.model, blank))
+    size = height, width
+    return Images(pictures, processor, size, patches(pretrained.model, blank), Colours.of(processor, size))
+
+
+def _unresized(processor: Any, images: Sequence[Image]) -> Tensor:
+    """What a processor makes of images that have the model's size already, [B, C, H, W] float32."""
+    options = {"do_resize": False, **({"do_center_crop": False} if hasattr(processor, "do_center_crop") else {})}
+    pixels: Tensor = processor(images=images, return_tensors="pt", **options)["pixel_values"]
+    return pixels.float()
 
 
 def patches(model: Any, pixels: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from .optimisation import (
     restore_moments,
     student_groups,
 )
+from .replay import Replay
 
 EVALUATIONS = 8  # times over the training that its state is held to be good, where all weights are finite
 FINETUNE_FACTOR = 0.3  # of the layer-wise step size: the students are already near their goals
@@ -70,6 +71,7 @@ class EndToEnd:
         self.schedule = Schedule(self.optimiser, settings.steps)
         self.every = max(1, settings.steps // EVALUATIONS)
         self.errors = Errors()
+        self.replay = Replay(self.device, self._whole_step)
         self.step, self.restarts = 0, 0
         self.before: float | None = None  # held-out error where training starts
         self._mark()
@@ -82,8 +84,8 @@ class EndToEnd:
                 if "norm" in type(module).__name__.lower():
                     yield from module.parameters(recurse=False)
 
-    def error(self, batch: dict[str, Tensor], dtype: str = "float32") -> Tensor:
-        """Weighted mean of the hidden error behind the sites and of the output's error, for one batch of the host.
+    def error(self, batch: Mapping[str, Tensor], dtype: str = "float32") -> Tensor:
+        """Weighted mean of the hidden error behind the sites and of the output's error, for one batch.
 
         dtype: of the models' matrix products, as `autocast` takes it.
         """
@@ -106,15 +108,16 @@ class EndToEnd:
         """One optimiser step on one batch; returns its error where it is read. Raises Diverged, in a good state."""
         assert self.before is not None
         self.schedule.set(self.step)
-        self.optimiser.zero_grad()
-        loss = self.error(batch, self.settings.dtype)
+        loss = self.replay.take(batch)
+        replayed = loss is not None
+        if loss is None:
+            loss = self._gradients(batch)
         marking = (self.step + 1) % self.every == 0 or self.step + 1 == self.settings.steps
         errors = self.errors.read(loss, now=marking)
         bad = next((error for error in errors if diverged(error, self.before)), None)
         if bad is None:
-            loss.backward()
-            clip(self.parameters, _CLIP)
-            self.optimiser.step()
+            if not replayed:
+                self._update()
             self.step += 1
             if not marking:
                 return errors[-1] if errors else None
@@ -124,6 +127,21 @@ class EndToEnd:
             bad = float("nan")
         self._restart(bad)
         return bad
+
+    def _gradients(self, batch: Mapping[str, Tensor]) -> Tensor:
+        self.optimiser.zero_grad()
+        loss = self.error(batch, self.settings.dtype)
+        loss.backward()
+        return loss.detach()
+
+    def _update(self) -> None:
+        clip(self.parameters, _CLIP)
+        self.optimiser.step()
+
+    def _whole_step(self, batch: Mapping[str, Tensor]) -> Tensor:
+        loss = self._gradients(batch)
+        self._update()
+        return loss
 
     @torch.no_grad()
     def _mark(self) -> None:
@@ -142,6 +160,7 @@ class EndToEnd:
             )
         self.restarts += 1
         self.optimiser.state.clear()
+        self.replay.forget()
         self.schedule.factor = SMALLER**self.restarts
 
     @torch.no_grad()

@@ -42,8 +42,11 @@ def relative_groups(parameters: Iterable[nn.Parameter], rate: float) -> list[dic
 
 
 def adam(groups: list[dict[str, object]]) -> torch.optim.Adam:
-    """One fused pass over parameters, gradients and moments."""
-    return torch.optim.Adam(groups, betas=BETAS, fused=True)
+    """One fused pass over parameters, gradients and moments; on a GPU its step can be recorded."""
+    optimiser = torch.optim.Adam(groups, betas=BETAS, fused=True)
+    for group in optimiser.param_groups:
+        group["capturable"] = group["params"][0].is_cuda
+    return optimiser
 
 
 def scheduled(step: int, steps: int, warmup: float = 0.05) -> float:
@@ -57,7 +60,8 @@ def scheduled(step: int, steps: int, warmup: float = 0.05) -> float:
 class Schedule:
     """Scales every group's step size by `scheduled`, and all of them by `factor`, which is 1 unless training diverged.
 
-    `peaks` are the groups' own step sizes, which a resumed job takes from where it began.
+    `peaks` are the groups' own step sizes, which a resumed job takes from where it began. Where the optimiser's step
+    can be recorded, step sizes are on its device, so that each step reads its own.
     """
 
     def __init__(
@@ -65,11 +69,21 @@ class Schedule:
     ) -> None:
         self.optimiser, self.steps, self.warmup, self.factor = optimiser, steps, warmup, 1.0
         self.peaks = [float(group["lr"]) for group in optimiser.param_groups] if peaks is None else list(peaks)
+        self.there: tuple[Tensor, Tensor, tuple[Tensor, ...]] | None = None
+        first = optimiser.param_groups[0]
+        if first.get("capturable"):
+            rates = first["params"][0].new_zeros(len(self.peaks))
+            self.there = rates.new_tensor(self.peaks), rates, rates.unbind()
 
     def set(self, step: int) -> None:
         """Set the step sizes for a step."""
-        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
-            group["lr"] = self.factor * peak * scheduled(step, self.steps, self.warmup)
+        share = scheduled(step, self.steps, self.warmup)
+        rates: Sequence[float | Tensor] = [self.factor * peak * share for peak in self.peaks]
+        if self.there is not None:
+            peaks, together, rates = self.there
+            torch.mul(peaks, self.factor * share, out=together)
+        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint import read_config
 from ..data import EvalData, load_as, load_examples
@@ -152,7 +152,26 @@ def _checked(pair: tuple[Pretrained, Pretrained]) -> tuple[Pretrained, Pretraine
             where=public_name(dense.source),
             remedy="give the dense model that it was converted from with --against MODEL",
         )
+    odd = _differing(dense.model, compressed.model)
+    if odd:
+        raise ModelError(
+            f"the two models are not of one size: {odd} is not the same in both", where=public_name(dense.source),
+            remedy="give the dense model that the other was converted from with --against MODEL",
+        )  # fmt: skip
     return dense, compressed
+
+
+def _differing(dense: nn.Module, compressed: nn.Module) -> str | None:
+    """What is of another size in the two, beyond the FFNs that were replaced."""
+    sites, modules = find_sites(dense), dict(compressed.named_modules())
+    shapes = {name: parameter.shape for name, parameter in dense.named_parameters()}
+    entries = tuple(f"{site.entry}." for site in sites)
+    missing = (site.entry for site in sites if site.entry not in modules)
+    resized = (
+        name for name, parameter in compressed.named_parameters()
+        if not name.startswith(entries) and shapes.get(name, parameter.shape) != parameter.shape
+    )  # fmt: skip
+    return next(missing, None) or next(resized, None)
 
 
 def _source(folder: Path) -> str:
