@@ -9,7 +9,7 @@ from torch import nn
 
 from compress.dense import DenseWeights
 from compress.distill.activations import Activations, Tap, check_reached, forward_to, observe
-from compress.distill.endtoend import EndToEnd
+from compress.distill.endtoend import MOST_HIDDEN_WEIGHT, TOKENS_A_WEIGHT, EndToEnd, hidden_weight
 from compress.distill.objectives import BehindNorm, embedding_error, logits_divergence, mean_pool, output_error
 from compress.distill.optimisation import Schedule, adam, scheduled, student_groups
 from compress.errors import DataError
@@ -139,6 +139,17 @@ def test_hidden_states_count_beside_the_output_by_their_weight() -> None:
     hidden = 2 * both - output
     assert output != pytest.approx(hidden)
     assert error(10.0) == pytest.approx((10 * hidden + output) / 11)
+
+
+def test_hidden_states_count_the_less_the_more_tokens_there_are_for_each_weight() -> None:
+    sites = find_sites(pico.llama())
+    weights = 2 * 3 * 32 * 88  # two layers of gate, up and down
+    few, some = FinetuneSettings(steps=1), FinetuneSettings(steps=10, batch_tokens=weights)
+    assert hidden_weight(few, sites) == MOST_HIDDEN_WEIGHT
+    assert hidden_weight(some, sites) == pytest.approx(TOKENS_A_WEIGHT / 10)
+    assert hidden_weight(some.model_copy(update={"steps": 20}), sites) == pytest.approx(TOKENS_A_WEIGHT / 20)
+    assert hidden_weight(some.model_copy(update={"hidden_weight": 3.0}), sites) == 3.0
+    assert hidden_weight(some.model_copy(update={"steps": 0}), sites) == MOST_HIDDEN_WEIGHT  # nothing is trained
 
 
 def test_error_behind_the_norm_is_one_for_the_mean_and_zero_for_the_goal() -> None:

@@ -51,7 +51,7 @@ def test_defaults_are_those_of_the_format() -> None:
     }  # fmt: skip
     assert r.finetune.model_dump() == {
         "steps": 4000, "batch_tokens": 1024, "learning_rate": "auto", "train": "all", "temperature": 1.0,
-        "hidden_weight": 10.0, "dtype": "auto",
+        "hidden_weight": "auto", "dtype": "auto",
     }  # fmt: skip
     assert r.pack.model_dump() == {"table_dtype": "int4", "rest": "keep"}
     assert r.eval.model_dump() == {"data": None, "tasks": ()}

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ..data import Split
 from ..devices import autocast, upload
 from ..padding import RealRows
+from ..plan import dense_geometry
 from ..recipe import FinetuneSettings
+from ..sites import Site
 from ..streams import accepted
 from ..students import Student
 from ..tasks import Task
@@ -33,7 +35,21 @@ from .replay import Replay
 EVALUATIONS = 8  # times over the training that its state is held to be good, where all weights are finite
 FINETUNE_FACTOR = 0.3  # of the layer-wise step size: the students are already near their goals
 REST_FACTOR = 0.5  # of the rate of the students: the weights of the dense model are near where they should be
+MOST_HIDDEN_WEIGHT = 10.0  # of the hidden states' error, that of the output being 1
+TOKENS_A_WEIGHT = 3.0  # of the dense FFNs, at which both errors count alike (docs/results.md)
 _CLIP = 0.1  # gradients of 512 tokens are 0.05 to 0.5, and noisy: large ones count by their direction
+
+
+def hidden_weight(settings: FinetuneSettings, sites: Sequence[Site]) -> float:
+    """Weight of the hidden states' error, that of the output being 1.
+
+    By itself the more, the fewer tokens there are for each weight that is replaced: the output is one error for all
+    students, the hidden states are one for each, but what little they leave is not what the output needs.
+    """
+    if settings.hidden_weight != "auto":
+        return float(settings.hidden_weight)
+    weights = sum(dense_geometry(site).parameters for site in sites)
+    return min(MOST_HIDDEN_WEIGHT, TOKENS_A_WEIGHT * weights / max(1, settings.steps * settings.batch_tokens))
 
 
 class EndToEnd:
@@ -50,6 +66,7 @@ class EndToEnd:
     ) -> None:  # fmt: skip
         self.dense, self.converted, self.taps, self.task, self.settings = dense, converted, taps, task, settings
         self.device = next(dense.parameters()).device
+        self.hidden_weight = hidden_weight(settings, [tap.site for tap in taps])
         rate = settings.learning_rate
         rate = FINETUNE_FACTOR * AUTO_LEARNING_RATE if rate == "auto" else float(rate)
         groups: list[dict[str, object]] = []
@@ -101,7 +118,7 @@ class EndToEnd:
             for tap in self.taps
         ]
         output = output_error(self.task, real, student, teacher, self.settings.temperature)
-        weight = self.settings.hidden_weight
+        weight = self.hidden_weight
         return (weight * torch.stack(hidden).mean() + output) / (weight + 1.0)
 
     def train_step(self, batch: dict[str, Tensor]) -> float | None:

@@ -170,7 +170,7 @@ class FinetuneSettings(Section):
     learning_rate: PositiveNumber | Auto = "auto"
     train: Literal["lookup", "norms", "all"] = "all"
     temperature: PositiveNumber = 1.0
-    hidden_weight: NonNegativeNumber = 10.0
+    hidden_weight: NonNegativeNumber | Auto = "auto"
     dtype: TrainingDtype = "auto"
 
 
