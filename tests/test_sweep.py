@@ -145,6 +145,8 @@ def test_a_study_of_conversions_has_several_systems(work: Path) -> None:
     told: list[str] = []
     outcome = run_study(work / "study.yaml", work / "systems", threads=1, tell=told.append)
     assert not outcome.failed
+    assert all((point.number("kl") or 0) > 0 and (point.number("top1") or 0) > 0 for point in outcome.points)
+    assert "| KL to dense | same top-1 |" in (work / "systems" / "table.md").read_text()
     assert [(point.name, point.system) for point in outcome.points] == [
         ("LookupFFN, budget 0.5", "LookupFFN"), ("pruned, budget 0.5", "pruned"),
     ]  # fmt: skip
@@ -163,7 +165,8 @@ def test_what_the_loss_is_measured_in() -> None:
     assert round(loss_of("wer", {"dense": 0.1, "compressed": 0.3}).value, 9) == 0.2
     size = {"compressed_bytes_per_token": 1, "compressed_ffn_bytes": 2, "compressed_bytes": 3}
     values = values_of(Report({}, {"kl": None, "cosine_distance": 0.25}, [], size, [], cost=0.5))
-    assert (values["loss"], values["metric"]) == (0.25, "cosine_distance")
+    assert (values["loss"], values["metric"], values["cosine_distance"]) == (0.25, "cosine_distance", 0.25)
+    assert "kl" not in values
 
 
 def test_the_cheapest_point() -> None:

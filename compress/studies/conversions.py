@@ -38,6 +38,7 @@ from .tables import Column
 MODEL = "model"  # the folder of a cell's conversion
 _HIGHER_IS_BETTER = ("accuracy", "spearman", "token_agreement", "span_agreement")
 _DISTANCES = ("cosine_distance", "difference", "output_error", "kl")  # where there is no metric
+_AGREEMENT = ("kl", "cosine_distance", "top1")
 _Z = 1.96  # half of a 95 % interval, in standard errors
 
 
@@ -222,6 +223,9 @@ def _columns() -> list[Column]:
     return [
         Column("compressed", "quality", plain),
         Column("loss", "loss", lambda value: f"{value:.4f}"),
+        Column("kl", "KL to dense", lambda value: f"{value:.3f}"),
+        Column("cosine_distance", "1 - cosine to dense", lambda value: f"{value:.3f}"),
+        Column("top1", "same top-1", lambda value: f"{value:.1%}"),
         Column("cost", "multiply-adds / dense", lambda value: f"{value:.3f}"),
         Column("bytes_per_token", "read per token", bytes_text),
         Column("stored_bytes", "FFNs stored", bytes_text),
@@ -273,6 +277,7 @@ def values_of(report: Report) -> dict[str, Any]:
         "loss_is": loss.meaning, "cost": report.cost, "bytes_per_token": report.size["compressed_bytes_per_token"],
         "stored_bytes": report.size["compressed_ffn_bytes"], "model_bytes": report.size["compressed_bytes"],
     }  # fmt: skip
+    values |= {key: report.agreement[key] for key in _AGREEMENT if report.agreement.get(key) is not None}
     rows = [row for row in report.latency if row["scope"] == "ffn"]
     passes = [row for row in rows if row["tokens"] > 1] or rows
     timed = {"batch_1": passes[:1], "large": passes[-1:], "decode": [row for row in rows if row["tokens"] == 1]}

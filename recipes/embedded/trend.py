@@ -102,7 +102,7 @@ def share(arguments: argparse.Namespace) -> None:
 
 def report(points: Sequence[Point], folder: Path) -> str:
     """Write the tables and the picture."""
-    columns = [Column("width", "hidden size", lambda value: f"{value:.0f}"), *COLUMNS[:5]]
+    columns = [Column("width", "hidden size", lambda value: f"{value:.0f}"), *COLUMNS[:8]]
     markdown = to_markdown(points, columns)
     replace_text(folder / "table.csv", to_csv(points))
     replace_text(folder / "table.md", markdown)
