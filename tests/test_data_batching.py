@@ -60,7 +60,8 @@ def test_batches_made_ahead_are_the_same_in_any_order() -> None:
         with Ahead(split, 12, 3, torch.device(device), 14) as ahead:
             for step in (0, 1, 2, 9, 13, 4, 5, 6):  # 13 is the last step; training that goes back asks for 4
                 assert same(ahead.batch(step), split.batch(step, 12, 3))
-                assert set(ahead.coming) == (set() if device == "cpu" else set(range(step + 1, min(step + 5, 14))))
+                coming = range(step + 1, min(step + 1 + ahead.workers, 14))
+                assert set(ahead.coming) == (set() if device == "cpu" else set(coming))
 
 
 def test_a_batch_that_fails_ahead_of_its_turn_fails_in_it() -> None:
