@@ -102,11 +102,12 @@ def test_forgotten_it_records_anew(machine: Machine) -> None:
     assert machine.recorded == 1
 
 
-def test_a_step_that_cannot_be_recorded_is_tried_once(machine: Machine) -> None:
+def test_a_step_that_cannot_be_recorded_is_tried_once(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     replay = replay_of(machine)
     machine.waits = True
     assert all(replay.take(batch(1.0)) is None for _ in range(4))
     assert not replay.usable
+    assert "cannot be recorded (operation not permitted when stream is capturing)" in capsys.readouterr().out
     machine.waits = False
     assert all(replay.take(batch(1.0)) is None for _ in range(8))
     assert machine.recorded == 0

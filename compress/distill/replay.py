@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..devices import upload
 
@@ -66,8 +67,10 @@ class Replay:
             # Other threads make batches meanwhile, and what they do is none of the recording's business.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 error = self.step(inputs)
-        except RuntimeError:  # a model that waits for the GPU, as some do where they look at their inputs
+        except RuntimeError as failure:  # a model that waits for the GPU, as some do where they look at their inputs
             self.forget()
             self.usable = False
+            reason = str(failure).partition("\n")[0]
+            tqdm.write(f"steps are launched kernel by kernel, which takes longer: they cannot be recorded ({reason})")
             return None
         return _Recorded(graph, inputs, error)
