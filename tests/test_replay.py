@@ -54,8 +54,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
-def replay_of(machine: Machine) -> Replay:
-    made = Replay(torch.device("cpu"), machine.step)
+def replay_of() -> Replay:
+    made = Replay(torch.device("cpu"))
     assert not made.usable
     made.usable = True
     return made
@@ -66,48 +66,48 @@ def batch(value: float, size: int = 4) -> dict[str, Tensor]:
 
 
 def test_the_fourth_step_of_a_shape_is_recorded_and_replayed_on_its_own_batch(machine: Machine) -> None:
-    replay = replay_of(machine)
-    errors = [replay.take(batch(value)) for value in range(6)]
+    replay = replay_of()
+    errors = [replay.take(batch(value), machine.step) for value in range(6)]
     assert [error is None for error in errors] == [True] * 3 + [False] * 3
     assert machine.taken == [12.0, 16.0, 20.0]
     assert machine.recorded == 1
 
 
 def test_each_shape_is_recorded_by_itself_and_no_more_than_four(machine: Machine) -> None:
-    replay = replay_of(machine)
+    replay = replay_of()
     for _ in range(3):
         for size in range(1, 7):
-            assert replay.take(batch(1.0, size)) is None
-    errors = [replay.take(batch(2.0, size)) for size in range(1, 7)]
+            assert replay.take(batch(1.0, size), machine.step) is None
+    errors = [replay.take(batch(2.0, size), machine.step) for size in range(1, 7)]
     assert [error is None for error in errors] == [False] * 4 + [True] * 2
     assert machine.taken == [2.0, 4.0, 6.0, 8.0]
-    assert replay.take(batch(3.0, 2)) is not None
+    assert replay.take(batch(3.0, 2), machine.step) is not None
     assert (machine.taken[-1], machine.recorded) == (6.0, 4)
 
 
 def test_a_mask_is_never_recorded(machine: Machine) -> None:
-    replay = replay_of(machine)
+    replay = replay_of()
     for _ in range(6):
-        assert replay.take({**batch(1.0), "attention_mask": torch.ones(4)}) is None
+        assert replay.take({**batch(1.0), "attention_mask": torch.ones(4)}, machine.step) is None
     assert machine.recorded == 0
 
 
 def test_forgotten_it_records_anew(machine: Machine) -> None:
-    replay = replay_of(machine)
+    replay = replay_of()
     for _ in range(4):
-        replay.take(batch(1.0))
+        replay.take(batch(1.0), machine.step)
     replay.forget()
     machine.recorded = 0  # a pool of its own again
-    assert [replay.take(batch(1.0)) is None for _ in range(4)] == [True, True, True, False]
+    assert [replay.take(batch(1.0), machine.step) is None for _ in range(4)] == [True, True, True, False]
     assert machine.recorded == 1
 
 
 def test_a_step_that_cannot_be_recorded_is_tried_once(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    replay = replay_of(machine)
+    replay = replay_of()
     machine.waits = True
-    assert all(replay.take(batch(1.0)) is None for _ in range(4))
+    assert all(replay.take(batch(1.0), machine.step) is None for _ in range(4))
     assert not replay.usable
     assert "cannot be recorded (operation not permitted when stream is capturing)" in capsys.readouterr().out
     machine.waits = False
-    assert all(replay.take(batch(1.0)) is None for _ in range(8))
+    assert all(replay.take(batch(1.0), machine.step) is None for _ in range(8))
     assert machine.recorded == 0

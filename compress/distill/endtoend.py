@@ -88,7 +88,7 @@ class EndToEnd:
         self.schedule = Schedule(self.optimiser, settings.steps)
         self.every = max(1, settings.steps // EVALUATIONS)
         self.errors = Errors()
-        self.replay = Replay(self.device, self._whole_step)
+        self.replay = Replay(self.device)
         self.step, self.restarts = 0, 0
         self.before: float | None = None  # held-out error where training starts
         self._mark()
@@ -125,7 +125,7 @@ class EndToEnd:
         """One optimiser step on one batch; returns its error where it is read. Raises Diverged, in a good state."""
         assert self.before is not None
         self.schedule.set(self.step)
-        loss = self.replay.take(batch)
+        loss = self.replay.take(batch, self._whole_step)
         replayed = loss is not None
         if loss is None:
             loss = self._gradients(batch)
