@@ -129,7 +129,7 @@ def trainer(folder: Path, dtype: str, family: str = "gpt2") -> tuple[EndToEnd, C
         torch.nn.Module.to(model, "cuda")
     settings = FinetuneSettings(steps=200, batch_tokens=256, dtype=dtype)
     task = load_pretrained(str(folder / "model")).task
-    made = EndToEnd(dense, converted, taps, task, settings, {tap.site.name: 1.0 for tap in taps})
+    made = EndToEnd(dense, converted, taps, task, settings, {tap.site.name: 1.0 for tap in taps}, 1.0)
     made.before = made.held_out_error(corpus.holdout, 256, 4096)
     return made, corpus
 

@@ -1,6 +1,8 @@
 import copy
 from dataclasses import replace
+from pathlib import Path
 
+import data_samples
 import pico
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from compress.dense import DenseWeights
 from compress.distill.activations import Activations, Tap, check_reached, forward_to, observe
-from compress.distill.endtoend import MOST_HIDDEN_WEIGHT, TOKENS_A_WEIGHT, EndToEnd, hidden_weight
+from compress.distill.endtoend import ANSWERS_A_WEIGHT, MOST_HIDDEN_WEIGHT, EndToEnd, answers_compared, hidden_weight
 from compress.distill.objectives import BehindNorm, embedding_error, logits_divergence, mean_pool, output_error
 from compress.distill.optimisation import Schedule, adam, scheduled, student_groups
 from compress.errors import DataError
@@ -18,6 +20,7 @@ from compress.padding import RealRows
 from compress.recipe import FinetuneSettings
 from compress.replace import replace_ffn
 from compress.sites import example_inputs, find_norms, find_sites, site_weights, swap
+from compress.tasks import Task
 
 
 def taps(model: torch.nn.Module) -> list[Tap]:
@@ -133,7 +136,7 @@ def test_hidden_states_count_beside_the_output_by_their_weight() -> None:
 
     def error(weight: float) -> float:
         settings = FinetuneSettings(hidden_weight=weight)
-        return float(EndToEnd(dense, converted, found, "causal", settings, scales).error(inputs).detach())
+        return float(EndToEnd(dense, converted, found, "causal", settings, scales, 1.0).error(inputs).detach())
 
     output, both = error(0.0), error(1.0)
     hidden = 2 * both - output
@@ -141,15 +144,25 @@ def test_hidden_states_count_beside_the_output_by_their_weight() -> None:
     assert error(10.0) == pytest.approx((10 * hidden + output) / 11)
 
 
-def test_hidden_states_count_the_less_the_more_tokens_there_are_for_each_weight() -> None:
+def test_hidden_states_count_the_less_the_more_answers_there_are_for_each_weight() -> None:
     sites = find_sites(pico.llama())
     weights = 2 * 3 * 32 * 88  # two layers of gate, up and down
-    few, some = FinetuneSettings(steps=1), FinetuneSettings(steps=10, batch_tokens=weights)
-    assert hidden_weight(few, sites) == MOST_HIDDEN_WEIGHT
-    assert hidden_weight(some, sites) == pytest.approx(TOKENS_A_WEIGHT / 10)
-    assert hidden_weight(some.model_copy(update={"steps": 20}), sites) == pytest.approx(TOKENS_A_WEIGHT / 20)
-    assert hidden_weight(some.model_copy(update={"hidden_weight": 3.0}), sites) == 3.0
-    assert hidden_weight(some.model_copy(update={"steps": 0}), sites) == MOST_HIDDEN_WEIGHT  # nothing is trained
+    auto = FinetuneSettings()
+    assert hidden_weight(auto, sites, 1.0) == MOST_HIDDEN_WEIGHT
+    assert hidden_weight(auto, sites, 10 * weights) == pytest.approx(ANSWERS_A_WEIGHT / 10)
+    assert hidden_weight(auto, sites, 20 * weights) == pytest.approx(ANSWERS_A_WEIGHT / 20)
+    assert hidden_weight(auto.model_copy(update={"hidden_weight": 3.0}), sites, 10 * weights) == 3.0
+    assert hidden_weight(auto, sites, 0.0) == MOST_HIDDEN_WEIGHT  # nothing is trained
+
+
+@pytest.mark.parametrize(
+    ("task", "answers"), [("causal", 5 * 256), ("image-classification", 5 * 8), ("embedding", 5 * 8), ("other", 5 * 8)]
+)
+def test_a_model_answers_at_every_token_or_once_for_each_example(tmp_path: Path, task: Task, answers: float) -> None:
+    corpus = data_samples.corpus(data_samples.write_lines(tmp_path / "text.txt", 300), "gpt2", sequence_length=32)
+    split = replace(corpus.train, rows=corpus.train.rows[:64])  # eight windows of 32 tokens a batch
+    settings = FinetuneSettings(steps=5, batch_tokens=256)
+    assert answers_compared(split, task, settings) == answers
 
 
 def test_error_behind_the_norm_is_one_for_the_mean_and_zero_for_the_goal() -> None:

@@ -16,7 +16,7 @@ from ..recipe import FinetuneSettings
 from ..sites import Site
 from ..streams import accepted
 from ..students import Student
-from ..tasks import Task
+from ..tasks import HEADS, Task
 from .activations import Tap, observe
 from .divergence import RESTARTS, SMALLER, Diverged, Errors, diverged
 from .objectives import hidden_error, output_error
@@ -36,20 +36,27 @@ EVALUATIONS = 8  # times over the training that its state is held to be good, wh
 FINETUNE_FACTOR = 0.3  # of the layer-wise step size: the students are already near their goals
 REST_FACTOR = 0.5  # of the rate of the students: the weights of the dense model are near where they should be
 MOST_HIDDEN_WEIGHT = 10.0  # of the hidden states' error, that of the output being 1
-TOKENS_A_WEIGHT = 3.0  # of the dense FFNs, at which both errors count alike (docs/results.md)
+ANSWERS_A_WEIGHT = 3.0  # of the dense FFNs, at which both errors count alike (docs/results.md)
 _CLIP = 0.1  # gradients of 512 tokens are 0.05 to 0.5, and noisy: large ones count by their direction
 
 
-def hidden_weight(settings: FinetuneSettings, sites: Sequence[Site]) -> float:
+def answers_compared(split: Split, task: Task, settings: FinetuneSettings) -> float:
+    """Count the answers of the model in the training: one at every token, or one an example (a class, an embedding)."""
+    if HEADS[task].answer == "tokens":
+        return float(settings.steps * settings.batch_tokens)
+    return settings.steps * len(split) / split.steps_per_epoch(settings.batch_tokens)
+
+
+def hidden_weight(settings: FinetuneSettings, sites: Sequence[Site], answers: float) -> float:
     """Weight of the hidden states' error, that of the output being 1.
 
-    By itself the more, the fewer tokens there are for each weight that is replaced: the output is one error for all
+    By itself the more, the fewer answers there are for each weight that is replaced: the output is one error for all
     students, the hidden states are one for each, but what little they leave is not what the output needs.
     """
     if settings.hidden_weight != "auto":
         return float(settings.hidden_weight)
     weights = sum(dense_geometry(site).parameters for site in sites)
-    return min(MOST_HIDDEN_WEIGHT, TOKENS_A_WEIGHT * weights / max(1, settings.steps * settings.batch_tokens))
+    return min(MOST_HIDDEN_WEIGHT, ANSWERS_A_WEIGHT * weights / max(1.0, answers))
 
 
 class EndToEnd:
@@ -57,16 +64,16 @@ class EndToEnd:
 
     The dense model and the converted one are two modules; only the converted one changes. `state` and `load` carry
     everything that the next step depends on. Where the error is no number or explodes, training goes back to the last
-    good state, with smaller steps.
+    good state, with smaller steps. `answers`: of the model in the whole training.
     """
 
     def __init__(
         self, dense: nn.Module, converted: nn.Module, taps: Sequence[Tap], task: Task, settings: FinetuneSettings,
-        answer_scales: dict[str, float],
+        answer_scales: dict[str, float], answers: float,
     ) -> None:  # fmt: skip
         self.dense, self.converted, self.taps, self.task, self.settings = dense, converted, taps, task, settings
         self.device = next(dense.parameters()).device
-        self.hidden_weight = hidden_weight(settings, [tap.site for tap in taps])
+        self.hidden_weight = hidden_weight(settings, [tap.site for tap in taps], answers)
         rate = settings.learning_rate
         rate = FINETUNE_FACTOR * AUTO_LEARNING_RATE if rate == "auto" else float(rate)
         groups: list[dict[str, object]] = []

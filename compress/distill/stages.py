@@ -19,7 +19,7 @@ from ..sites import site_weights, swap
 from ..students import Student, build
 from .activations import Tap
 from .divergence import Diverged
-from .endtoend import EndToEnd
+from .endtoend import EndToEnd, answers_compared
 from .job import Job
 from .layerwise import SiteDistiller
 from .progress import Progress, save_tensors
@@ -115,7 +115,8 @@ class Stages:
         seed = stage_seed(self.recipe.seed, "finetune", "")
         units = self.job.journal["units"]
         scales = {tap.site.name: units[f"distill/{tap.site.name}"]["scale"] for tap in self.taps}
-        trainer = EndToEnd(self.dense, self.converted, self.taps, self.task, settings, scales)
+        answers = answers_compared(self.corpus.train, self.task, settings)
+        trainer = EndToEnd(self.dense, self.converted, self.taps, self.task, settings, scales, answers)
         progress, note = Progress(self.job, "finetune"), None
         kept = progress.get("state")
         if kept is not None:
