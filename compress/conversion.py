@@ -38,7 +38,7 @@ from .packing import pack_narrowest, site_inputs
 from .plan import Plan
 from .preparation import Prepared, prepare
 from .recipe import Recipe, load_recipe, restore_recipe
-from .sites import swap
+from .sites import listed, swap
 from .streams import accepted
 from .students import Student, pack
 
@@ -286,6 +286,8 @@ def _notes(job: Job) -> list[str]:
             notes.append(f"{name} stayed dense, as its training diverged: {result['dense']}.")
         elif "restarts" in result:
             notes.append(f"{name}: {again}, {result['restarts']} time(s).")
+    if plain := [name for name, result in _sites(job) if "without_tables" in result]:
+        notes.append(f"No tables at {listed(plain)}: the closed form without them has less error.")
     finetuned = job.unit("finetune") or {}
     if "diverged" in finetuned:
         notes.append(f"End to end, training diverged: {finetuned['diverged']}.")

@@ -28,11 +28,15 @@ _READS = {"main": "the model's input", "decoder": "what the decoder reads", "ima
 
 @dataclass(frozen=True)
 class SitePlan:
-    """One site and its student's geometry; None keeps the site dense."""
+    """One site and its student's geometry; None keeps the site dense.
+
+    `plain`: the student of the same budget without tables, where sizes are automatic; the fit says which is better.
+    """
 
     site: Site
     geometry: StudentGeometry | None
     hash_dtype: HashDtype | Literal["auto"]
+    plain: Geometry | None = None
 
     @property
     def dense(self) -> DenseGeometry:
@@ -79,6 +83,11 @@ class Plan:
         """The plan with one site left dense after all, and a note that says why."""
         sites = tuple(replace(entry, geometry=None) if entry.site.name == name else entry for entry in self.sites)
         return replace(self, sites=sites, notes=(*self.notes, f"{name} stays dense: {reason}"))
+
+    def without_tables(self, name: str) -> Plan:
+        """The plan with one site's student without tables after all."""
+        sites = (replace(e, geometry=e.plain, plain=None) if e.site.name == name else e for e in self.sites)
+        return replace(self, sites=tuple(sites))
 
     def stored(self, entry: SitePlan) -> int:
         """Bytes of a student in the checkpoint."""
@@ -177,7 +186,8 @@ def make_plan(
             raise type(error)(error.message, where=f"{error.where}, site {site.name}", remedy=error.remedy) from None
         if isinstance(geometry, Geometry) and chosen is not None and chosen.tables == "auto":
             bounded |= geometry.tables == most_tables(there, geometry.bits)
-        entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype))
+        plain = None if chosen is None else _plain(site, chosen, geometry, recipe, tokens, there)
+        entries.append(SitePlan(site, geometry, chosen.hash_dtype if chosen else recipe.lookup.hash_dtype, plain))
     notes = [corpus.description]
     if experts:
         notes.append(f"mixture of experts, stays as it is: {listed(experts)}")
@@ -217,3 +227,17 @@ def _geometry(site: Site, settings: LookupSettings, recipe: Recipe, tokens: int,
         dense_geometry(site), sizes, tokens, distinct, table_dtype=table_dtype, hash_dtype=hash_dtype,
         projection=settings.projection, block=settings.block, read=settings.read,
     )  # fmt: skip
+
+
+def _plain(
+    site: Site, settings: LookupSettings, geometry: StudentGeometry | None, recipe: Recipe, tokens: int, distinct: int
+) -> Geometry | None:  # fmt: skip
+    """The student of the same budget without tables, where tables and neurons are for the plan to choose."""
+    if not (isinstance(geometry, Geometry) and geometry.tables and settings.tables == settings.neurons == "auto"):
+        return None
+    settings = settings.model_copy(update={"tables": 0, "bits": "auto"})
+    try:
+        plain = _geometry(site, settings, recipe, tokens, distinct)
+    except CompressError:
+        return None
+    return plain if isinstance(plain, Geometry) and plain.neurons else None

@@ -24,10 +24,12 @@ from compress.conversion import convert, resume
 from compress.data import load_corpus
 from compress.distill.job import Job
 from compress.errors import CompressError, JobError, RecipeError, SiteError
+from compress.lookup import Geometry
 from compress.models import load_pretrained
-from compress.plan import make_plan
+from compress.plan import SitePlan, make_plan
 from compress.recipe import load_recipe
 from compress.sites import find_sites
+from compress.students import cost
 
 RECIPE = """\
 version: 1
@@ -299,6 +301,27 @@ def test_a_site_that_cannot_be_replaced_is_refused_with_the_plan(work: Path) -> 
     sites = [replace(site, obstacle="it is welded in") for site in find_sites(pretrained.model)]
     with pytest.raises(SiteError, match="welded in"):
         make_plan(sites, recipe, corpus)
+
+
+def test_automatic_sizes_come_with_the_student_of_the_same_budget_without_tables(work: Path) -> None:
+    pretrained = load_pretrained(str(model_folder(work, "llama")))
+    sites = find_sites(pretrained.model)
+
+    def planned(*overrides: str) -> list[SitePlan]:
+        recipe = load_recipe(work / "recipe.yaml", overrides).with_data(str(work / "text.txt"))
+        return list(make_plan(sites, recipe, load_corpus(recipe.data, pretrained, 0)).sites)
+
+    for entry in planned():
+        assert isinstance(entry.geometry, Geometry)
+        assert entry.plain is not None
+        assert entry.geometry.tables > 0 == entry.plain.tables
+        assert entry.plain.neurons >= entry.geometry.neurons
+        assert cost(entry.plain) <= 0.4 * entry.dense.cost
+    for fixed in ("lookup.tables=4", "lookup.neurons=8", "lookup.tables=0"):
+        assert all(entry.plain is None for entry in planned(fixed))
+    assert all(
+        entry.plain is None for entry in planned("lookup.student=factors", "lookup.bits=auto", "lookup.rank=auto")
+    )
 
 
 def test_an_output_folder_with_something_in_it_is_refused(work: Path, tmp_path: Path) -> None:

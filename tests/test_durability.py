@@ -32,6 +32,8 @@ from compress.distill.objectives import BehindNorm
 from compress.distill.stopped import Stopped
 from compress.durable import seal, unseal
 from compress.errors import CheckpointError, CompressError, JobError, SiteError
+from compress.lookup import LookupFFN, PackedLookupFFN
+from compress.models import load_pretrained
 from compress.recipe import load_recipe
 
 FIRST, SECOND = "layers.0.mlp.down_proj", "layers.1.mlp.down_proj"
@@ -173,6 +175,35 @@ def test_a_site_keeps_recordings_and_training(work: Path, tmp_path: Path, calls:
     assert set(Job.open(out).journal["progress"][f"distill/{FIRST}"]) == slots
     resume(out)
     assert result_bytes(out) == result_bytes(work / "whole")
+
+
+@pytest.mark.parametrize(("stage", "calls"), [("distill", 60), ("finetune", 1)])
+def test_students_that_were_chosen_without_tables_stay_so(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, calls: int
+) -> None:
+    error, decided = SiteDistiller.held_out_error, set[str]()
+
+    def worse_with_tables(self: SiteDistiller, student: LookupFFN) -> float:
+        penalty = 0.0 if self.tap.site.name in decided or not student.geometry.tables else 2.0
+        return error(self, student) + penalty
+
+    monkeypatch.setattr(SiteDistiller, "held_out_error", worse_with_tables)
+    begin(work, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        begin(work, tmp_path / "out", stop=in_stage(tmp_path / "out", stage, calls))
+    decided |= {FIRST} if stage == "distill" else {FIRST, SECOND}
+    resume(tmp_path / "out")
+    assert result_bytes(tmp_path / "out") == result_bytes(tmp_path / "whole")
+    journal = Job.open(tmp_path / "out").journal
+    assert [site["tables"] for site in journal["plan"]["sites"].values()] == [0, 0]
+    assert [student.geometry.tables for student in students(tmp_path / "out")] == [0, 0]
+    assert [student.geometry.tables > 0 for student in students(work / "whole")] == [True, True]
+    (note,) = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert note.startswith("No tables at layers.0.mlp.down_proj, layers.1.mlp.down_proj")
+
+
+def students(folder: Path) -> list[PackedLookupFFN]:
+    return [module for module in load_pretrained(str(folder)).model.modules() if isinstance(module, PackedLookupFFN)]
 
 
 def test_saving_takes_less_than_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

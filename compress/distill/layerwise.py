@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,20 @@ _STATE = "state"
 
 @dataclass(frozen=True)
 class Distilled:
-    """Held-out errors of a site's fit and of its training, and how often that began again with smaller steps."""
+    """Held-out errors of a site's fits and of its training, and how often that began again with smaller steps.
 
-    fitted: float
+    fits: of each student's closed form; that of `chosen`, an index, is the least.
+    """
+
+    fits: Sequence[float]
+    chosen: int
     distilled: float
     restarts: int
+
+    @property
+    def fitted(self) -> float:
+        """Of the chosen one."""
+        return self.fits[self.chosen]
 
 
 class SiteDistiller:
@@ -94,14 +104,13 @@ class SiteDistiller:
             total += float(self.objective(student(part.x), part)) * len(part)
         return total / len(self.held_out)
 
-    def fit(self, student: Student, dense_weights: DenseWeights) -> float:
+    def fit(self, student: Student, dense_weights: DenseWeights, table_steps: int = TABLE_STEPS) -> float:
         """Closed-form start from the first `fit.tokens` tokens; returns the held-out error."""
         there = self.corpus.train.tokens_in(self.tap.stream)
         data = self._collect(range(self._steps(min(self.fit_settings.tokens, there))))
         token_weight, channel_weight = self.objective.weights(data)
         site_data = SiteData(data.x, data.goal - data.residual, token_weight, channel_weight)
         generator = torch.Generator().manual_seed(self.seed)
-        table_steps = 0 if self.settings.steps >= TRAINED_FROM_ZERO else TABLE_STEPS
         fit(
             student, site_data, dense_weights, ridge=self.fit_settings.ridge, generator=generator,
             table_steps=table_steps,
@@ -109,15 +118,17 @@ class SiteDistiller:
         return self.held_out_error(student)
 
     def run(
-        self, student: Student, dense_weights: DenseWeights,
+        self, students: Sequence[Student], dense_weights: DenseWeights,
         told: Callable[[int, float | None], None] = lambda step, error: None,
     ) -> Distilled:  # fmt: skip
-        """Fit, then train on `distill.steps` mini-batches; `student` ends in the state best on held-out tokens.
+        """Fit, then train that of `students` whose closed form is best on `distill.steps` mini-batches.
 
-        `told` hears each step, and its training error where that is read. Where the error is no number or explodes,
-        training begins again from the best state with smaller steps; raises Diverged where that does not help.
+        It ends in the state that is best on held-out tokens. `told` hears each step, and its training error where that
+        is read. Where the error is no number or explodes, training begins again from the best state with smaller steps;
+        raises Diverged where that does not help.
         """
-        training = self._training(student, dense_weights)
+        training = self._training(students, dense_weights)
+        student = training.student
         chunk: range | None = None
         while training.step < self.settings.steps:
             part = next(part for part in self._parts() if training.step < part.stop)
@@ -133,27 +144,31 @@ class SiteDistiller:
             if training.step < self.settings.steps and self.progress.due():
                 self.progress.keep(_STATE, *training.state())
         student.load_state_dict(training.best)
-        return Distilled(training.fitted, training.best_error, training.restarts)
+        return Distilled(training.fits, training.chosen, training.best_error, training.restarts)
 
     def _error(self, student: Student, rows: Activations) -> Tensor:
         with autocast(rows.x.device, self.settings.dtype):
             answer = student(rows.x)
         return self.objective(answer, rows)
 
-    def _training(self, student: Student, dense_weights: DenseWeights) -> _Training:
+    def _training(self, students: Sequence[Student], dense_weights: DenseWeights) -> _Training:
         rate = self.settings.learning_rate
         rate = AUTO_LEARNING_RATE if rate == "auto" else float(rate)
         kept = self.progress.get(_STATE)
         if kept is not None:
-            return _Training.resumed(student, self, kept)
+            return _Training.resumed(students, self, kept)
+        # Where students are compared, tables must be what they can be.
+        from_zero = len(students) == 1 and self.settings.steps >= TRAINED_FROM_ZERO
         try:
-            fitted = self.fit(student, dense_weights)
+            fits = [self.fit(student, dense_weights, 0 if from_zero else TABLE_STEPS) for student in students]
         except torch.linalg.LinAlgError as error:
             raise Diverged(f"the closed form has no solution: {error}") from None
-        if diverged(fitted, 0.0):
-            raise Diverged(f"the closed form has error {fitted:.3g}")
-        peaks = [float(group["lr"]) for group in student_groups(student, rate, self.answer_scale)]  # type: ignore[arg-type]
-        training = _Training(student, self, peaks, fitted)
+        chosen = min(range(len(fits)), key=lambda index: math.inf if math.isnan(fits[index]) else fits[index])
+        if diverged(fits[chosen], 0.0):
+            raise Diverged(f"the closed form has error {fits[chosen]:.3g}")
+        groups = student_groups(students[chosen], rate, self.answer_scale)
+        peaks = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
+        training = _Training(students[chosen], self, peaks, fits, chosen)
         if self.settings.steps and self.progress.due():
             self.progress.keep(_STATE, *training.state())
         return training
@@ -211,13 +226,16 @@ def _slot(chunk: range) -> str:
 class _Training:
     """Where a site's training stands: all that the next step depends on, and the best state so far."""
 
-    def __init__(self, student: Student, distiller: SiteDistiller, peaks: list[float], fitted: float) -> None:
-        self.student, self.distiller, self.peaks, self.fitted = student, distiller, peaks, fitted
+    def __init__(
+        self, student: Student, distiller: SiteDistiller, peaks: list[float], fits: list[float], chosen: int
+    ) -> None:  # fmt: skip
+        self.student, self.distiller, self.peaks = student, distiller, peaks
+        self.fits, self.chosen, self.fitted = fits, chosen, fits[chosen]
         self.steps = distiller.settings.steps
         self.every = max(1, self.steps // EVALUATIONS)
         self.errors = Errors()
         self.step, self.restarts = 0, 0
-        self.best_step, self.best_error, self.best = 0, fitted, copy.deepcopy(student.state_dict())
+        self.best_step, self.best_error, self.best = 0, self.fitted, copy.deepcopy(student.state_dict())
         self._start()
 
     def _start(self) -> None:
@@ -267,19 +285,20 @@ class _Training:
         tensors = {f"student.{name}": value for name, value in self.student.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         values = {
-            "step": self.step, "restarts": self.restarts, "fitted": self.fitted, "peaks": self.peaks,
+            "step": self.step, "restarts": self.restarts, "fits": self.fits, "chosen": self.chosen, "peaks": self.peaks,
             "best_step": self.best_step, "best_error": self.best_error,
         }  # fmt: skip
         return {**tensors, **moments(self.optimiser)}, values
 
     @classmethod
     def resumed(
-        cls, student: Student, distiller: SiteDistiller, kept: tuple[dict[str, Tensor], dict[str, Any]]
+        cls, students: Sequence[Student], distiller: SiteDistiller, kept: tuple[dict[str, Tensor], dict[str, Any]]
     ) -> _Training:
         """Go on from what `state` gave."""
         tensors, values = kept
+        student = students[values["chosen"]]
         student.load_state_dict(_named(tensors, "student."))
-        training = cls(student, distiller, values["peaks"], values["fitted"])
+        training = cls(student, distiller, values["peaks"], values["fits"], values["chosen"])
         training.step, training.restarts = values["step"], values["restarts"]
         training.best_step, training.best_error = values["best_step"], values["best_error"]
         training.best = _named(tensors, "best.")

@@ -16,12 +16,12 @@ from ..models import Pretrained
 from ..plan import Plan, SitePlan
 from ..recipe import Recipe
 from ..sites import site_weights, swap
-from ..students import Student, build
+from ..students import StudentGeometry, build
 from .activations import Tap
 from .divergence import Diverged
 from .endtoend import EndToEnd, answers_compared
 from .job import Job
-from .layerwise import SiteDistiller
+from .layerwise import Distilled, SiteDistiller
 from .progress import Progress, save_tensors
 from .steps import Steps
 
@@ -49,16 +49,17 @@ class Stages:
         """
         for entry, tap in list(zip(self.plan.converted, self.taps, strict=True)):
             name = f"distill/{entry.site.name}"
-            assert entry.geometry is not None
-            student = build(entry.geometry)
             file = self.job.unit_file(name, ".safetensors")
             result = self.job.unit(name)
             if result is None:
-                result = self._distill_site(student, entry, tap, name)
+                result = self._distill_site(entry, tap, name)
             if "dense" in result:
                 self.plan = self.plan.keeping_dense(entry.site.name, result["dense"])
                 self.taps = [other for other in self.taps if other is not tap]
                 continue
+            if "without_tables" in result:
+                self.plan = self.plan.without_tables(entry.site.name)
+            student = build(_geometries(entry)["without_tables" in result])
             student.load_state_dict(load_file(file))
             swap(self.converted, entry.site, student.to(self.device).eval())
         if not self.taps:
@@ -67,10 +68,10 @@ class Stages:
                 remedy="start anew with a smaller distill.learning_rate; check the model's own outputs on this data",
             )  # fmt: skip
 
-    def _distill_site(self, student: Student, entry: SitePlan, tap: Tap, name: str) -> dict[str, Any]:
+    def _distill_site(self, entry: SitePlan, tap: Tap, name: str) -> dict[str, Any]:
         seed = stage_seed(self.recipe.seed, "distill", entry.site.name)
         torch.manual_seed(seed)
-        student.to(self.device)
+        students = [build(geometry).to(self.device) for geometry in _geometries(entry)]
         steps, site = self.recipe.distill.steps, entry.site.name
         distiller = SiteDistiller(
             self.dense, self.converted, tap, self.corpus, self.recipe.distill, self.recipe.fit, seed,
@@ -78,7 +79,7 @@ class Stages:
         )  # fmt: skip
         with Steps(site, steps) as told:
             try:
-                done = distiller.run(student, site_weights(self.dense, entry.site), told.tell)
+                done = distiller.run(students, site_weights(self.dense, entry.site), told.tell)
             except Diverged as reason:
                 tqdm.write(f"{site}: stays dense, as training diverged: {reason}")
                 result: dict[str, Any] = {"dense": str(reason)}
@@ -86,14 +87,18 @@ class Stages:
                 self.job.finish_unit(name, result)
                 return result
         tqdm.write(
-            f"{site}: error {done.fitted:.4f} fitted" + (f", {done.distilled:.4f} distilled" if steps else "")
+            f"{site}: error {done.fitted:.4f} fitted" + _compared(done)
+            + (f", {done.distilled:.4f} distilled" if steps else "")
             + _speed(told, self.recipe.distill.batch_tokens)
             + (f", begun again {done.restarts} times with smaller steps" if done.restarts else "")
         )  # fmt: skip
         result = {"fitted": done.fitted, "distilled": done.distilled, "scale": distiller.answer_scale}
         result |= {"restarts": done.restarts} if done.restarts else {}
+        if done.chosen:  # written with the result: a job that goes on must not choose anew
+            result["without_tables"] = {"fitted_with_tables": done.fits[0]}
+            self.job.journal["plan"] = self.plan.without_tables(site).to_dict()
         file = self.job.unit_file(name, ".safetensors")
-        save_tensors(file, student.state_dict())
+        save_tensors(file, students[done.chosen].state_dict())
         self.job.finish_unit(name, result, [file])
         return result
 
@@ -160,6 +165,19 @@ class Stages:
             self.converted.get_submodule(tap.site.entry).load_state_dict(state)
         for name, value in trained.items():
             parameters[name].copy_(value)
+
+
+def _geometries(entry: SitePlan) -> list[StudentGeometry]:
+    """What is fitted at a site: the planned student, and that of the same budget without tables."""
+    assert entry.geometry is not None
+    return [entry.geometry, *([entry.plain] if entry.plain else [])]
+
+
+def _compared(done: Distilled) -> str:
+    if len(done.fits) == 1:
+        return ""
+    other = done.fits[1 - done.chosen]
+    return f" without tables, {other:.4f} with them" if done.chosen else f", {other:.4f} without tables"
 
 
 def _speed(told: Steps, batch_tokens: int) -> str:
