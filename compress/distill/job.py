@@ -18,7 +18,7 @@ from ..lock import held, try_lock
 from .clock import Clock
 from .stopped import Stopped
 
-JOURNAL_VERSION = 2  # 1 had no checksums
+JOURNAL_VERSION = 3  # 1 had no checksums, 2 fitted one student a site
 FOLDER = ".job"
 STAGES = ("distill", "finetune", "pack", "evaluate")
 _ORDER = ("write", *STAGES)  # of units of work, by the first part of their names
