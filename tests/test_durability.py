@@ -27,7 +27,7 @@ from compress.distill import clock as clocks
 from compress.distill.clock import Clock
 from compress.distill.endtoend import EndToEnd
 from compress.distill.job import Job
-from compress.distill.layerwise import SiteDistiller
+from compress.distill.layerwise import BETTER_WITHOUT, SiteDistiller
 from compress.distill.objectives import BehindNorm
 from compress.distill.stopped import Stopped
 from compress.durable import seal, unseal
@@ -200,6 +200,15 @@ def test_students_that_were_chosen_without_tables_stay_so(
     assert [student.geometry.tables > 0 for student in students(work / "whole")] == [True, True]
     (note,) = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
     assert note.startswith("No tables at layers.0.mlp.down_proj, layers.1.mlp.down_proj")
+
+
+@pytest.mark.parametrize(("without", "tables"), [(BETTER_WITHOUT + 0.01, True), (BETTER_WITHOUT - 0.01, False)])
+def test_tables_stay_where_the_closed_form_is_hardly_better_without(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: float, tables: bool
+) -> None:
+    monkeypatch.setattr(SiteDistiller, "held_out_error", lambda _, student: 1.0 if student.geometry.tables else without)
+    begin(work, tmp_path / "out", "distill.steps=0", "finetune.steps=0")
+    assert [student.geometry.tables > 0 for student in students(tmp_path / "out")] == [tables] * 2
 
 
 def students(folder: Path) -> list[PackedLookupFFN]:

@@ -29,6 +29,7 @@ VISITS = 4  # of each recorded token: recording one costs about as much as train
 HELD_OUT_TOKENS = 16_384
 EVALUATIONS = 8  # of the held-out error over a site's training; the best state is kept
 TRAINED_FROM_ZERO = 200  # steps behind which tables end at the same error without a closed form
+BETTER_WITHOUT = 0.97  # of the error with tables: training lowers that by more than the error without (docs/results.md)
 _CLIP = 1.0
 _STATE = "state"
 
@@ -37,7 +38,7 @@ _STATE = "state"
 class Distilled:
     """Held-out errors of a site's fits and of its training, and how often that began again with smaller steps.
 
-    fits: of each student's closed form; that of `chosen`, an index, is the least.
+    fits: of each student's closed form; `chosen`: which of them was trained.
     """
 
     fits: Sequence[float]
@@ -121,11 +122,12 @@ class SiteDistiller:
         self, students: Sequence[Student], dense_weights: DenseWeights,
         told: Callable[[int, float | None], None] = lambda step, error: None,
     ) -> Distilled:  # fmt: skip
-        """Fit, then train that of `students` whose closed form is best on `distill.steps` mini-batches.
+        """Fit, then train one of `students` on `distill.steps` mini-batches: that whose closed form is best.
 
-        It ends in the state that is best on held-out tokens. `told` hears each step, and its training error where that
-        is read. Where the error is no number or explodes, training begins again from the best state with smaller steps;
-        raises Diverged where that does not help.
+        The first has tables, and others must be better by more than `BETTER_WITHOUT` says. The one that is trained ends
+        in the state that is best on held-out tokens. `told` hears each step, and its training error where that is read.
+        Where the error is no number or explodes, training begins again from the best state with smaller steps; raises
+        Diverged where that does not help.
         """
         training = self._training(students, dense_weights)
         student = training.student
@@ -163,7 +165,7 @@ class SiteDistiller:
             fits = [self.fit(student, dense_weights, 0 if from_zero else TABLE_STEPS) for student in students]
         except torch.linalg.LinAlgError as error:
             raise Diverged(f"the closed form has no solution: {error}") from None
-        chosen = min(range(len(fits)), key=lambda index: math.inf if math.isnan(fits[index]) else fits[index])
+        chosen = _chosen(fits)
         if diverged(fits[chosen], 0.0):
             raise Diverged(f"the closed form has error {fits[chosen]:.3g}")
         groups = student_groups(students[chosen], rate, self.answer_scale)
@@ -217,6 +219,12 @@ class _Visits:
             self.order = torch.randperm(self.tokens, generator=self.generator)
             self.passes += 1
         return self.order[position * self.size : (position + 1) * self.size]
+
+
+def _chosen(fits: Sequence[float]) -> int:
+    """Which student is trained: the first, which has tables, unless another is better by what they gain in training."""
+    best = min(range(len(fits)), key=lambda index: math.inf if math.isnan(fits[index]) else fits[index])
+    return 0 if fits[best] > BETTER_WITHOUT * fits[0] else best
 
 
 def _slot(chunk: range) -> str:
