@@ -464,3 +464,10 @@ def test_a_pattern_that_misses_is_an_error(text: str, message: str, where: str, 
     assert message in caught.value.message
     assert where in (caught.value.where or "")
     assert remedy in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize("key", ["data.path", "eval.data"])
+def test_an_empty_path_is_refused(tmp_path: Path, key: str) -> None:
+    section, name = key.split(".")
+    with pytest.raises(RecipeError, match="no path: it is empty"):
+        parse_recipe(f'version: 1\n{section}: {{{name}: ""}}\n', "r.yaml", folder=tmp_path)

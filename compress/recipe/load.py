@@ -90,10 +90,12 @@ def with_paths(document: Document, folder: Path | None, paths: Sequence[tuple[st
         for part in key[:-1]:
             holder = holder.get(part) if isinstance(holder, dict) else None
         path = holder.get(key[-1]) if isinstance(holder, dict) else None
-        if not isinstance(path, str) or not path:
+        if not isinstance(path, str):
             continue
         own = folder is None or document.place(key).text.startswith("--set")
         try:
+            if not path:
+                raise ValueError("it is empty")
             if path.startswith(HUB) or key == _NAME:
                 if not own and not is_hub_id(re.split("[:@]", path.removeprefix(HUB))[0]):
                     raise _Outside(path)  # the library for data sets would read a folder of this machine
