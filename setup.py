@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 # every processor; against Python's limited API it serves every version from 3.11 on. Fused multiply-adds are written
 # out where wanted: contraction is off, so that compilers agree.
 LEVELS = ["scalar", "avx2", "avx512", "avx512_vnni", "neon"]
-C_FILES = ["levels", *LEVELS, "training", "layout", "inference", "linear", "memory"]
+C_FILES = ["levels", *LEVELS, "training", "layout", "inference", "linear", "memory", "arena"]
 
 setup(
     ext_modules=cythonize(

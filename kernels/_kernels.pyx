@@ -12,6 +12,10 @@ cdef extern from "level.h":
     const level *level_current() nogil
     void level_select(int index) nogil
 
+cdef extern from "arena.h":
+    void *c_arena_take "arena_take"(size_t bytes) nogil
+    void c_arena_release "arena_release"(void *buffer) nogil
+
 cdef extern from "memory.h":
     void c_advise_huge "advise_huge"(void *address, size_t bytes) nogil
     uint64_t c_stream_read "stream_read"(const void *address, size_t bytes, int threads) nogil
@@ -71,6 +75,19 @@ def select_level(int index):
 def advise_huge(uintptr_t address, size_t size):
     """Ask for huge pages in the memory at `address`."""
     c_advise_huge(<void *>address, size)
+
+
+def arena_take(size_t size):
+    """Address of so many uninitialised bytes in huge pages. Raises MemoryError."""
+    cdef void *buffer = c_arena_take(size)
+    if buffer == NULL:
+        raise MemoryError(f"{size} bytes for a layer's buffers")
+    return <uintptr_t>buffer
+
+
+def arena_release(uintptr_t address):
+    """Give back what `arena_take` gave."""
+    c_arena_release(<void *>address)
 
 
 def stream_read(uintptr_t address, size_t size, int threads):

@@ -9,15 +9,14 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 extern "C" {
+#include "arena.h"
 #include "ffn.h"
-#include "memory.h"
 }
 
 namespace {
@@ -44,17 +43,15 @@ public:
     }
 
 private:
-    struct Free {
-        void operator()(char *memory) const { std::free(memory); }
+    struct Release {
+        void operator()(char *memory) const { arena_release(memory); }
     };
-    using Memory = std::unique_ptr<char, Free>;
+    using Memory = std::unique_ptr<char, Release>;
 
     static Memory copy(const void *from, size_t bytes) {
-        const size_t unit = bytes < HUGE_PAGE ? CACHE_LINE : HUGE_PAGE;
-        Memory memory(static_cast<char *>(std::aligned_alloc(unit, (bytes + unit) / unit * unit)));
+        Memory memory(static_cast<char *>(arena_take(bytes)));
         if (!memory)
             throw std::bad_alloc();
-        advise_huge(memory.get(), bytes);
         std::memcpy(memory.get(), from, bytes);
         return memory;
     }

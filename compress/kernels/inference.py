@@ -104,7 +104,8 @@ def prepare_linear(values: Tensor, scale: Tensor, bias: Tensor | None) -> list[T
     check("values", values, torch.int8, (-1, -1), device)
     for name, vector in (("scale", scale), *((("bias", bias),) if bias is not None else ())):
         check(name, vector, torch.float32, (len(values),), device)
-    return layout.prepare_linear(required(), values, scale, bias)
+    required()
+    return layout.prepare_linear(values, scale, bias)
 
 
 def bind_linear(prepared: Sequence[Tensor], d_in: int, d_out: int) -> Bound:

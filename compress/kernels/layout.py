@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import KernelError
+from .memory import huge_buffer
 
 if TYPE_CHECKING:
     from ..lookup.geometry import Geometry
@@ -26,7 +27,6 @@ _TABLES = (*DTYPES, HALF_BYTES)
 SETTINGS = 14  # integers that describe one packed LookupFFN
 PANEL = 16  # outputs of a matrix that lie side by side
 ROW_UNIT = 64  # columns of a table's rows that are read together
-HUGE_PAGE = 2 << 20
 BH4_FACTORS = 4
 HADAMARD_FACTORS = 2
 ACDC_LAYERS = 4
@@ -216,15 +216,6 @@ def _parts(params: Mapping[str, Tensor], g: Geometry, hadamard_from: int) -> dic
     return parts
 
 
-def huge_buffer(extension: ModuleType, size: int) -> Tensor:
-    """Bytes that start on a huge page, and lie in huge pages where the system grants them."""
-    memory = torch.empty(size + HUGE_PAGE if size >= HUGE_PAGE else size, dtype=torch.uint8, device="cpu")
-    start = -memory.data_ptr() % HUGE_PAGE if size >= HUGE_PAGE else 0
-    buffer = memory[start : start + size]
-    extension.advise_huge(buffer.data_ptr(), size)
-    return buffer
-
-
 @torch.no_grad()
 def prepare(
     extension: ModuleType, params: Mapping[str, Tensor], g: Geometry, input_bits: int
@@ -235,13 +226,13 @@ def prepare(
         raise _misfit(f"inputs of {input_bits} bits beside matrices in {weight_dtype}")
     numbers = settings(g, weight_dtype, table_dtype, input_bits if matrices(g) else 16)
     layout = extension.layout(numbers)
-    weights = huge_buffer(extension, layout["weight_bytes"]).zero_()
+    weights = huge_buffer(layout["weight_bytes"]).zero_()
     for name, tensor in _parts(params, g, layout["hadamard_from"]).items():
         offset, _ = layout["parts"][name]
         dtype = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
         part = weights[offset : offset + tensor.numel() * dtype.itemsize]
         part.view(dtype).copy_(tensor.reshape(-1))
-    tables = huge_buffer(extension, layout["table_bytes"])
+    tables = huge_buffer(layout["table_bytes"])
     if g.tables:
         rows = tables.view(table_dtype).view(g.tables, g.rows, -1)  # [H, R, d_out padded]
         stored = params["tables"].shape[-1]
@@ -251,10 +242,10 @@ def prepare(
 
 
 @torch.no_grad()
-def prepare_linear(extension: ModuleType, values: Tensor, scale: Tensor, bias: Tensor | None) -> list[Tensor]:
+def prepare_linear(values: Tensor, scale: Tensor, bias: Tensor | None) -> list[Tensor]:
     """See `compress.kernels.prepare_linear`: panels [n / 16, k / 4, 16, 4], scale [n], bias [n] or [0], n padded."""
     laid = panels(values)
-    memory = huge_buffer(extension, laid.nbytes).view(torch.int8).view(laid.shape)
+    memory = huge_buffer(laid.nbytes).view(torch.int8).view(laid.shape)
     memory.copy_(laid)
     return [memory, _pad_rows(scale), scale.new_empty(0) if bias is None else _pad_rows(bias)]
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import weakref
+
 import torch
 from torch import Tensor
 
-from . import extension, layout
+from . import extension
 
 
 def huge_buffer(size: int) -> Tensor:
-    """So many uninitialised bytes, in huge pages where the system grants them."""
+    """So many uninitialised bytes, beside the last that were asked for and in huge pages where the system grants them.
+
+    Raises MemoryError.
+    """
     found = extension.find()
-    return torch.empty(size, dtype=torch.uint8, device="cpu") if found is None else layout.huge_buffer(found, size)
+    if found is None or not size:
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
+    address = found.arena_take(size)
+    memory = (ctypes.c_char * size).from_address(address)
+    # Where the interpreter ends, tensors may still be read.
+    weakref.finalize(memory, found.arena_release, address).atexit = False
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def stream_read(block: Tensor) -> int:
