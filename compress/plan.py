@@ -193,6 +193,8 @@ def make_plan(
         notes.append(f"mixture of experts, stays as it is: {listed(experts)}")
     if recipe.fit.tokens > corpus.train.tokens:
         notes.append(f"fit.tokens = {recipe.fit.tokens:,} is clamped to the {corpus.train.tokens:,} there are")
+    if any(entry.plain for entry in entries):
+        notes.append("where the closed form without tables has less error, a site's student has more neurons instead")
     if bounded:
         notes.append(f"the {corpus.train.tokens:,} tokens fill no more tables than these; more data would")
     for stream, (tokens, there) in seen.items():
