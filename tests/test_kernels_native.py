@@ -26,7 +26,8 @@ from compress.lookup.packed import rounded
 ROOT = Path(__file__).parent.parent
 SOURCES = [str(path) for path in sorted((ROOT / "kernels").glob("*.c")) if not path.name.startswith("_")]
 FLAGS = ["-O1", "-g1", "-std=gnu11", "-fopenmp", "-ffp-contract=off", "-I", str(ROOT / "kernels")]
-FORWARD, FUZZED = ROOT / "tests" / "native" / "forward.c", ROOT / "tests" / "fuzz" / "kernel.c"
+NATIVE, FUZZED = ROOT / "tests" / "native", ROOT / "tests" / "fuzz" / "kernel.c"
+FORWARD = NATIVE / "forward.c"
 SANITISERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 # Inputs, outputs, a bias, tokens: widths that fill no panel, and work enough for a team by tokens and by outputs.
@@ -132,6 +133,15 @@ def test_sanitisers_find_nothing(cases, sanitised, tmp_path):
     done = subprocess.run([program, *cases], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == LEVELS
+
+
+@pytest.mark.slow
+def test_the_arena_gives_no_memory_twice(sanitised, tmp_path):
+    program = build("gcc", tmp_path / "arena", NATIVE / "arena.c", *sanitised)
+    # Without the option the sanitiser ends a program that asks for too much, instead of telling it.
+    environment = {**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1"}
+    done = subprocess.run([program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
