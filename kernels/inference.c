@@ -21,10 +21,11 @@ static int64_t even_part(int64_t n, int64_t most) {
     return parts > 0 ? (n + parts - 1) / parts : n;
 }
 
-/* Whether a tile of so many tokens reads most of each table, and its rows are too many to be fetched ahead. */
+/* Whether a tile of so many tokens reads most of each table, and its rows are too many to be fetched ahead. Rows in 4 bits
+ * are few enough lines to come faster whole, in longer bursts. */
 static int slices_pay(const struct ffn *f, int64_t tokens) {
     enum { READ_TILE = 64 };
-    return tokens >= READ_TILE && tokens >= f->rows * 3 / 4 && !rows_fit(f, ROWS_TILE);
+    return f->table_dtype != INT4 && tokens >= READ_TILE && tokens >= f->rows * 3 / 4 && !rows_fit(f, ROWS_TILE);
 }
 
 static size_t aligned(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }

@@ -219,32 +219,29 @@ INLINE void whole_rows(const struct tile *t, int64_t column, int64_t column_end,
     }
 }
 
-/* The same columns of one group's tables. */
-INLINE void slice_block(const struct tile *t, int64_t n, int64_t group, int64_t column, const int units, const int dtype) {
+/* The same columns of one group's tables, a line of each row of int8. */
+INLINE void slice_block(const struct tile *t, int64_t n, int64_t group, int64_t column) {
     float *out = t->out + n * t->ffn->out_width + column;
     struct columns total, sums;
-    const float unit = sum_group(&sums, t, n, group, column, units, dtype);
+    const float unit = sum_group(&sums, t, n, group, column, 1, INT8);
     transpose_columns(&sums);
-    load_columns(&total, out, units, dtype);
+    load_columns(&total, out, 1, INT8);
     add_scaled(&total, unit, &sums);
-    store_columns(&total, out, units, dtype);
+    store_columns(&total, out, 1, INT8);
 }
 
-/* Slices, a line of each row, of one group's tables, which stay in the second-level cache while all tokens stream past;
- * the next slice is on its way meanwhile. */
-INLINE void slices(const struct tile *t, int64_t column, int64_t column_end, const int dtype) {
-    const int64_t groups = t->ffn->groups, line = dtype == INT4 ? 2 * ROW_UNIT : ROW_UNIT;
-    for (; column < column_end; column += line) {
-        const int64_t next = column + line;
+/* Slices of one group's tables, which stay in the second-level cache while all tokens stream past; the next slice is on
+ * its way meanwhile. Compiled by itself, as whole_rows_INT8 is. */
+static __attribute__((noinline)) void slices(const struct tile *t, int64_t column, int64_t column_end) {
+    const int64_t groups = t->ffn->groups;
+    for (; column < column_end; column += ROW_UNIT) {
+        const int64_t next = column + ROW_UNIT;
         for (int64_t group = 0; group < groups; group++) {
             const int last = group + 1 == groups, more = !last || next < column_end;
             for (int64_t n = 0; n < t->tokens; n++) {
                 if (more)
                     prefetch_slice(t, n, last ? 0 : group + 1, last ? next : column);
-                if (dtype == INT4 && next <= column_end)
-                    slice_block(t, n, group, column, 2, dtype);
-                else
-                    slice_block(t, n, group, column, 1, dtype);
+                slice_block(t, n, group, column);
             }
         }
     }
@@ -257,14 +254,12 @@ INLINE void slices(const struct tile *t, int64_t column, int64_t column_end, con
     }
 APART(whole_rows, INT8)
 APART(whole_rows, INT4)
-APART(slices, INT8)
-APART(slices, INT4)
 #undef APART
 
 static void read_rows_vnni(const struct tile *t, int64_t column, int64_t column_end) {
     if (t->ffn->table_dtype == INT8)
-        (t->slices ? slices_INT8 : whole_rows_INT8)(t, column, column_end);
+        (t->slices ? slices : whole_rows_INT8)(t, column, column_end);
     else
-        (t->slices ? slices_INT4 : whole_rows_INT4)(t, column, column_end);
+        whole_rows_INT4(t, column, column_end);
 }
 #endif

@@ -315,7 +315,8 @@ def test_transforms_of_every_size(rank):
     assert_agrees(make_params(g, torch.int8, torch.float32, rank), g, torch.randn(9, g.d_in))
 
 
-# Rows of 16 tokens that are more than are fetched ahead (ROWS_CACHED in kernels/tile.h): many tokens read slices.
+# Rows of 16 tokens that are more than are fetched ahead (ROWS_CACHED in kernels/tile.h): many tokens read slices, or in
+# 4 bits whole rows in tiles of as many tokens.
 SLICED = [
     (torch.float32, Geometry(16, 4100, 25, 3, "dense", 64, 0, 0, False, "gelu")),
     (torch.int8, Geometry(16, 12_100, 33, 3, "dense", 64, 0, 0, False, "gelu")),
@@ -325,7 +326,7 @@ SLICED = [
 
 
 @pytest.mark.parametrize(("table_dtype", "g"), SLICED, ids=["float32", "int8", "int4-top2", "int4"])
-def test_slices_of_many_tables_are_read_as_whole_rows_are(table_dtype, g):
+def test_many_tokens_of_many_tables_are_read_as_few_are(table_dtype, g):
     params = make_params(g, table_dtype, torch.float32, 7)
     prepared, numbers = kernels.prepare(params, g)
     assert 16 * g.cells * prepared[1].nbytes // g.rows > 6 << 20
@@ -334,7 +335,9 @@ def test_slices_of_many_tables_are_read_as_whole_rows_are(table_dtype, g):
     for level in LEVELS:
         with using_level(level), using_threads(1):
             sliced = kernels.lookup_ffn(x, prepared, numbers)
-            assert torch.equal(kernels.lookup_ffn(x[:9], prepared, numbers), sliced[:9])  # too few tokens for slices
+            assert torch.equal(
+                kernels.lookup_ffn(x[:9], prepared, numbers), sliced[:9]
+            )  # too few tokens for a large tile
             for threads in (2, 3):
                 with using_threads(threads):
                     assert torch.equal(kernels.lookup_ffn(x, prepared, numbers), sliced)
